@@ -1,0 +1,330 @@
+"""Who is asking? A customer's attributes, consent and place on the journey, and what of it a policy sees."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from optimizer.actions import Bools, Floats, Ints
+from optimizer.events import Scalar
+from optimizer.program import DAY, Attribute, Program
+
+WEEK_SLOTS = 32
+"""How many recent nudges are remembered: the largest cap per week."""
+
+_QUARTER = 900.0
+"""Zone offsets only ever change on a quarter of an hour."""
+
+Columns = Mapping[str, npt.NDArray[np.generic]]
+
+
+class Decayed(msgspec.Struct, frozen=True, array_like=True):
+    """A decayed count: what it was at a time. Adding to it in any order gives the same.
+
+    >>> Decayed(1.0, 0.0).plus(1.0, at=10.0, half_life=10.0)
+    Decayed(level=1.5, since=10.0)
+    >>> Decayed(1.0, 10.0).plus(1.0, at=0.0, half_life=10.0)
+    Decayed(level=1.5, since=10.0)
+    """
+
+    level: float = 0.0
+    since: float = 0.0
+
+    def at(self, time: float, *, half_life: float) -> float:
+        """Return the level at a time; a time before `since` reads as `since`."""
+        return float(self.level * 2.0 ** (-max(time - self.since, 0.0) / half_life))
+
+    def plus(self, amount: float, *, at: float, half_life: float) -> "Decayed":
+        """Return the count with something added at a time, before or after the others."""
+        if at >= self.since:
+            return Decayed(self.at(at, half_life=half_life) + amount, at)
+        return Decayed(self.level + amount * 2.0 ** (-(self.since - at) / half_life), self.since)
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """A nudge that this customer received or is about to: what caps, cooldown and reservations look at."""
+
+    decision_id: str
+    incentive: str
+    deliver_at: float
+    day: int
+    cost: int
+    period: int
+    expires_at: float
+    settled: bool = False
+
+
+class Customer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One customer in one program. `consent` is None while nobody has said; times are seconds since the epoch."""
+
+    customer_id: str
+    enrolled_at: float
+    stage: str
+    consent: bool | None = None
+    time_zone: str = ""
+    attributes: dict[str, Scalar] = {}
+    steps: Decayed = Decayed()
+    nudges: Decayed = Decayed()
+    streak: int = 0
+    streak_day: int = -1
+    counts: dict[str, int] = {}
+    sent: tuple[Sent, ...] = ()
+    last_step_at: float | None = None
+    promotion_paused_until: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Customers as columns, at the moment each asks: what guardrails and `encode` read. `n` rows.
+
+    Args:
+        at: (n,), when each asks.
+        stage: (n,), index into the program's stages.
+        momentum, dosage: (n,), 0 to 1.
+        streak: (n,), days in a row with a micro-action.
+        consented: (n,), after the program's default.
+        zone: (n,), index into `zones`.
+        sent_at: (n, w), when recent nudges were or will be delivered; -inf where there is none.
+        sent_day: (n, w), their local day number; -1 where there is none.
+        sent_incentive: (n, w), their incentive's index; -1 where there is none or it is gone.
+        paused_until: (n,), promotional incentives are paused until then.
+        attributes: a column for each attribute: number or flag as float64 with NaN for unknown; category as its index
+            with -1 for unknown.
+        zones: the IANA names that occur.
+    """
+
+    at: Floats
+    stage: Ints
+    momentum: Floats
+    dosage: Floats
+    streak: Floats
+    consented: Bools
+    zone: Ints
+    sent_at: Floats
+    sent_day: Ints
+    sent_incentive: Ints
+    paused_until: Floats
+    attributes: Columns
+    zones: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def take(self, rows: Ints | slice) -> "Cohort":
+        """Return some of the customers."""
+        whole = ("attributes", "zones")
+        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in whole}
+        attributes = {name: column[rows] for name, column in self.attributes.items()}
+        return Cohort(**columns, attributes=attributes, zones=self.zones)
+
+    def offsets(self, times: Floats) -> Floats:
+        """Return local time minus UTC, in seconds, of each customer at given times (n,)."""
+        offsets = np.empty(len(times))
+        for code in np.unique(self.zone).tolist():
+            rows = self.zone == code
+            offsets[rows] = _offsets(self.zones[code], times[rows])
+        return offsets
+
+
+def share(decayed: Floats) -> Floats:
+    """Map a decayed count (n,) to 0..1: 0 for none, a half for one just now, towards 1 for many.
+
+    >>> share(np.array([0.0, 1.0, 3.0])).tolist()
+    [0.0, 0.5, 0.875]
+    """
+    return 1.0 - np.exp2(-decayed)
+
+
+def new_customer(program: Program, customer_id: str, *, at: float) -> Customer:
+    """Return a customer at the start of the journey."""
+    return Customer(customer_id=customer_id, enrolled_at=at, stage=program.stages[0].name)
+
+
+@lru_cache(maxsize=65_536)
+def _offset(zone: str, quarter: int) -> float:
+    from datetime import UTC, datetime  # noqa: PLC0415  (kept beside its one use)
+
+    local = datetime.fromtimestamp(quarter * _QUARTER, UTC).astimezone(ZoneInfo(zone)).utcoffset()
+    return local.total_seconds() if local is not None else 0.0
+
+
+def _offsets(zone: str, times: Floats) -> Floats:
+    quarters = np.floor(times / _QUARTER).astype(np.intp)
+    if len(quarters) > 1:
+        quarters, where = np.unique(quarters, return_inverse=True)
+        return np.array([_offset(zone, q) for q in quarters.tolist()])[where]
+    return np.array([_offset(zone, q) for q in quarters.tolist()])
+
+
+def utc_offset(zone: str, at: float) -> float:
+    """Return local time minus UTC in seconds, daylight saving included.
+
+    >>> utc_offset("Europe/Paris", 1_750_000_000.0), utc_offset("Europe/Paris", 1_735_000_000.0)
+    (7200.0, 3600.0)
+    """
+    return _offset(zone, int(at // _QUARTER))
+
+
+def local_day(at: float, offset: float) -> int:
+    """Return the number of the local day since the epoch."""
+    return int((at + offset) // DAY)
+
+
+def cohort(program: Program, customers: Sequence[Customer], *, at: Sequence[float]) -> Cohort:
+    """Turn customers into columns, each at the moment it asks.
+
+    Args:
+        program: declares stages and attributes.
+        customers: n customers, each after `journey.settle` at its moment.
+        at: (n,), seconds since the epoch.
+    """
+    times = np.asarray(at, dtype=np.float64)
+    default = program.guardrails.consent == "opt-out"
+    incentives = {name: i for i, name in enumerate(program.space.incentives)}
+    n = len(customers)
+    sent_at = np.full((n, WEEK_SLOTS), -np.inf)
+    sent_day = np.full((n, WEEK_SLOTS), -1, dtype=np.intp)
+    sent_incentive = np.full((n, WEEK_SLOTS), -1, dtype=np.intp)
+    for row, customer in enumerate(customers):
+        for slot, sent in enumerate(customer.sent[-WEEK_SLOTS:]):
+            sent_at[row, slot] = sent.deliver_at
+            sent_day[row, slot] = sent.day
+            sent_incentive[row, slot] = incentives.get(sent.incentive, -1)
+    zones = [c.time_zone or program.guardrails.time_zone for c in customers]
+    names = tuple(dict.fromkeys(zones))
+    codes = {name: i for i, name in enumerate(names)}
+    pairs = list(zip(customers, times.tolist(), strict=True))
+    return Cohort(
+        at=times,
+        stage=np.array([program.stage_index.get(c.stage, 0) for c in customers], dtype=np.intp),
+        momentum=share(
+            np.array([c.steps.at(t, half_life=program.momentum_half_life) for c, t in pairs], dtype=np.float64)
+        ),
+        dosage=share(
+            np.array([c.nudges.at(t, half_life=program.dosage_half_life) for c, t in pairs], dtype=np.float64)
+        ),
+        streak=np.array([c.streak for c in customers], dtype=np.float64),
+        consented=np.array([default if c.consent is None else c.consent for c in customers], dtype=np.bool_),
+        zone=np.array([codes[z] for z in zones], dtype=np.intp),
+        sent_at=sent_at,
+        sent_day=sent_day,
+        sent_incentive=sent_incentive,
+        paused_until=np.array([c.promotion_paused_until for c in customers], dtype=np.float64),
+        attributes={
+            a.name: attribute_column(a, [c.attributes.get(a.name) for c in customers]) for a in program.attributes
+        },
+        zones=names,
+    )
+
+
+def attribute_column(attribute: Attribute, values: Sequence[Scalar]) -> npt.NDArray[np.generic]:
+    """Return a column of an attribute: floats with NaN for unknown, or category indices with -1 for unknown.
+
+    A value of the wrong kind, or a category that is not declared, is unknown.
+    """
+    if attribute.kind == "category":
+        known = {name: i for i, name in enumerate(attribute.categories)}
+        return np.array([known.get(v, -1) if isinstance(v, str) else -1 for v in values], dtype=np.intp)
+    numbers = [float(v) if isinstance(v, bool | int | float) else np.nan for v in values]
+    column = np.array(numbers, dtype=np.float64)
+    column[~np.isfinite(column)] = np.nan
+    return column
+
+
+def features(program: Program, cohort: Cohort) -> dict[str, npt.NDArray[np.generic]]:
+    """Return what is seen of each customer, as columns by name; a row of it is what a decision logs."""
+    local = cohort.at + cohort.offsets(cohort.at)
+    delivered = np.where(cohort.sent_at <= cohort.at[:, None], cohort.sent_at, -np.inf).max(axis=1, initial=-np.inf)
+    return {
+        "stage": cohort.stage,
+        "momentum": cohort.momentum,
+        "dosage": cohort.dosage,
+        "streak": cohort.streak,
+        "recency": np.exp(-(cohort.at - delivered) / DAY),
+        "hour": (local % DAY) / 3600.0,
+        "weekend": ((local // DAY + 3) % 7 >= 5).astype(np.float64),  # 1970-01-01 was a Thursday
+        **{a.name: cohort.attributes[a.name] for a in program.attributes},
+    }
+
+
+def encode(program: Program, columns: Columns) -> Floats:
+    """Turn columns as `features` names them into contexts (n, d), in the order of `program.features`.
+
+    Unknown numbers are 0 (their mean, once standardised) with their `=?` feature 1; unknown categories likewise.
+    """
+    stage = columns["stage"].astype(np.intp)
+    hour = columns["hour"].astype(np.float64) * (2.0 * np.pi / 24.0)
+    parts = [np.ones(len(stage)), *(stage == i for i in range(len(program.stages)))]
+    parts += [
+        columns["momentum"],
+        columns["dosage"],
+        np.log1p(columns["streak"].astype(np.float64)) / np.log(31.0),
+    ]
+    parts += [columns["recency"], np.sin(hour), np.cos(hour), columns["weekend"]]
+    for attribute in program.attributes:
+        column = columns[attribute.name]
+        if attribute.kind == "category":
+            parts += [*(column == i for i in range(len(attribute.categories))), column == -1]
+        else:
+            numbers = column.astype(np.float64)
+            unknown = np.isnan(numbers)
+            scaled = np.clip((numbers - attribute.mean) / attribute.scale, -5.0, 5.0)
+            parts += [np.where(unknown, 0.0, scaled), unknown]
+    return np.stack([np.asarray(p, dtype=np.float64) for p in parts], axis=1)
+
+
+def snapshots(program: Program, columns: Columns) -> list[dict[str, Scalar]]:
+    """Return the columns of `features` as one plain dict a row: what a decision logs as its context."""
+    named: dict[str, list[Scalar]] = {}
+    for name, column in columns.items():
+        if name == "stage":
+            named[name] = [program.stages[i].name for i in column.tolist()]
+        elif column.dtype.kind == "i":
+            categories = next(a.categories for a in program.attributes if a.name == name)
+            named[name] = [categories[i] if i >= 0 else None for i in column.tolist()]
+        else:
+            named[name] = [None if math.isnan(v) else v for v in column.tolist()]
+    keys = list(named)
+    return [dict(zip(keys, row, strict=True)) for row in zip(*named.values(), strict=True)]
+
+
+def columns_of(program: Program, contexts: Sequence[Mapping[str, Scalar]]) -> dict[str, npt.NDArray[np.generic]]:
+    """Turn logged contexts back into columns, under this version of the program.
+
+    A stage that is gone reads as the first; an attribute that was not logged is unknown.
+    """
+    columns: dict[str, npt.NDArray[np.generic]] = {
+        "stage": np.array([program.stage_index.get(str(c.get("stage")), 0) for c in contexts], dtype=np.intp)
+    }
+    for name in ("momentum", "dosage", "streak", "recency", "hour", "weekend"):
+        columns[name] = np.array([float(c.get(name) or 0.0) for c in contexts], dtype=np.float64)
+    for a in program.attributes:
+        columns[a.name] = attribute_column(a, [c.get(a.name) for c in contexts])
+    return columns
+
+
+def deliveries(program: Program, cohort: Cohort) -> tuple[Floats, Floats]:
+    """Return when each timing would deliver, (n, timings), as seconds since the epoch and as local seconds.
+
+    A clock time is the next one strictly after now, on the customer's own clock, whatever daylight saving does in
+    between.
+    """
+    local = cohort.at + cohort.offsets(cohort.at)
+    midnight = np.floor(local / DAY) * DAY
+    utc = np.empty((len(cohort), len(program.timings)))
+    locally = np.empty_like(utc)
+    for j, timing in enumerate(program.timings):
+        if timing.clock is None:
+            utc[:, j] = cohort.at + float(timing.delay or 0.0)
+            locally[:, j] = utc[:, j] + cohort.offsets(utc[:, j])
+        else:
+            today = midnight + int(timing.clock) * 60.0
+            locally[:, j] = np.where(today > local, today, today + DAY)
+            guess = locally[:, j] - (local - cohort.at)
+            utc[:, j] = locally[:, j] - cohort.offsets(guess)
+    return utc, locally

@@ -1,0 +1,270 @@
+"""What is allowed now? The mask, and the rule behind every block."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from optimizer.actions import FACTORS, ActionSpace, Bools, Floats
+from optimizer.customer import Cohort, Customer, deliveries, local_day, utc_offset
+from optimizer.program import DAY, Program
+
+Codes = npt.NDArray[np.uint8]
+
+RULES = (
+    "allowed",
+    "paused",
+    "consent",
+    "pending",
+    "stage",
+    "momentum",
+    "segment",
+    "retired",
+    "complaint",
+    "budget",
+    "stock",
+    "scarcity",
+    "kind_cap",
+    "quiet_hours",
+    "cap_per_day",
+    "cap_per_week",
+    "cooldown",
+    "request",
+)
+"""Every reason for which something is blocked; 0 is none. Where several hold, the first of this list is named."""
+
+_CODE = {rule: np.uint8(i) for i, rule in enumerate(RULES)}
+WEEK = 7
+
+
+class Request(NamedTuple):
+    """What one request asks to be limited to: levels by factor. Empty means no limit."""
+
+    only: Mapping[str, Sequence[str]] = {}
+    without: Mapping[str, Sequence[str]] = {}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all customers share: what is left of the budget and of each stock, and what is paused.
+
+    Args:
+        budget: what may still be reserved in this period, minor units; infinite without a budget.
+        stock: (incentives,), how many are left; infinite without a stock.
+        paused: `"program"`, or an axis level such as `"incentive=coupon"`.
+        cost_price: shadow price of a unit of cost in force.
+    """
+
+    budget: float
+    stock: Floats
+    paused: frozenset[str] = frozenset()
+    cost_price: float = 0.0
+
+    @classmethod
+    def unlimited(cls, program: Program) -> "Shared":
+        """Return full budget and stock: nothing reserved yet."""
+        budget = program.guardrails.budget
+        stock = [np.inf if i.stock is None else float(i.stock) for i in program.incentives]
+        return cls(budget=float(budget.minor_amount) if budget else np.inf, stock=np.array(stock))
+
+    def after(self, cost: int, incentive: int) -> "Shared":
+        """Return what is left once a nudge is reserved."""
+        stock = self.stock.copy()
+        stock[incentive] -= 1
+        return Shared(budget=self.budget - cost, stock=stock, paused=self.paused, cost_price=self.cost_price)
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """Blocks of `n` rows as rule codes, by axis: a nudge is allowed where it, and each of its levels, has code 0.
+
+    Args:
+        nudge: (n,), what blocks every nudge.
+        incentive, tone, timing: (n, levels), what blocks a level.
+        deliver_at: (n, timings), when each timing would deliver, seconds since the epoch.
+        day: (n, timings), on which local day.
+    """
+
+    nudge: Codes
+    incentive: Codes
+    tone: Codes
+    timing: Codes
+    deliver_at: Floats
+    day: Floats
+
+    @cached_property
+    def mask(self) -> Bools:
+        """Shape (n, k): what is allowed. Hold always is."""
+        free = (self.incentive == 0)[:, :, None, None] & (self.tone == 0)[:, None, :, None]
+        cells = (free & (self.timing == 0)[:, None, None, :]).reshape(len(self.nudge), -1)
+        mask = np.ones((len(cells), 1 + cells.shape[1]), dtype=np.bool_)
+        mask[:, 1:] = cells & (self.nudge == 0)[:, None]
+        return mask
+
+    def blocked(self, row: int, space: ActionSpace) -> dict[str, str]:
+        """Return the rule by axis level: `{"nudge": "consent"}`, `{"timing=now": "quiet_hours"}`."""
+        found = {"nudge": RULES[self.nudge[row]]} if self.nudge[row] else {}
+        axes = (self.incentive, self.tone, self.timing)
+        for factor, names, codes in zip(FACTORS, space.factors, axes, strict=True):
+            for level in np.flatnonzero(codes[row]).tolist():
+                found[f"{factor}={names[level]}"] = RULES[codes[row, level]]
+        return found
+
+    def hold_rule(self, row: int) -> str | None:
+        """Return the rule that leaves only hold, or None where a nudge is allowed."""
+        if self.nudge[row]:
+            return RULES[self.nudge[row]]
+        for codes in (self.timing[row], self.incentive[row], self.tone[row]):
+            if codes.all():
+                return RULES[int(np.bincount(codes).argmax())]
+        return None
+
+
+@dataclass
+class _Blocks:
+    """Rule codes being collected: the first rule to block a cell names it."""
+
+    codes: Codes
+
+    def add(self, rule: str, where: npt.NDArray[np.bool_] | np.bool_) -> None:
+        self.codes[where & (self.codes == 0)] = _CODE[rule]
+
+
+def allowed(program: Program, cohort: Cohort, *, shared: Shared, requests: Sequence[Request] | None = None) -> Guarded:
+    """Apply every guardrail to customers (n,), each at the moment it asks.
+
+    Args:
+        program: declares the guardrails.
+        cohort: the customers.
+        shared: what is left and what is paused: the same for all rows.
+        requests: a limit for each row, if any.
+    """
+    n = len(cohort)
+    deliver_at, locally = deliveries(program, cohort)
+    day = np.floor(locally / DAY)
+    nudge = _Blocks(np.zeros(n, dtype=np.uint8))
+    nudge.add("paused", np.full(n, "program" in shared.paused, dtype=np.bool_))
+    nudge.add("consent", ~cohort.consented)
+    nudge.add("pending", (cohort.sent_at > cohort.at[:, None]).any(axis=1))
+    axes = {
+        "incentive": _incentives(program, cohort, shared=shared, day=day),
+        "tone": _tones(program, cohort),
+        "timing": _timings(program, cohort, deliver_at=deliver_at, locally=locally, day=day),
+    }
+    for level in shared.paused - {"program"}:
+        factor, _, name = level.partition("=")
+        names = program.space.factors[FACTORS.index(factor)]
+        axes[factor].codes[:, [i for i, x in enumerate(names) if x == name]] = _CODE["paused"]
+    for row, request in enumerate(requests or ()):
+        if request.only or request.without:
+            _limit(program, axes, row=row, request=request)
+    codes = {factor: blocks.codes for factor, blocks in axes.items()}
+    return Guarded(nudge=nudge.codes, deliver_at=deliver_at, day=day, **codes)
+
+
+def _incentives(program: Program, cohort: Cohort, *, shared: Shared, day: Floats) -> _Blocks:
+    n, incentives = len(cohort), program.incentives
+    blocks = _Blocks(np.zeros((n, len(incentives)), dtype=np.uint8))
+    blocks.add("stage", ~program.incentive_stages[cohort.stage])
+    blocks.add("momentum", cohort.momentum[:, None] < program.min_momentum)
+    blocks.add("segment", _segments(program, cohort, [i.barred_segments for i in incentives]))
+    blocks.add("retired", np.broadcast_to([i.retired for i in incentives], blocks.codes.shape))
+    complained = cohort.paused_until > cohort.at
+    blocks.add("complaint", complained[:, None] & np.array([i.promotional for i in incentives]))
+    blocks.add("budget", np.broadcast_to(program.minor_costs > shared.budget, blocks.codes.shape))
+    blocks.add("stock", np.broadcast_to(shared.stock < 1, blocks.codes.shape))
+    week = (cohort.sent_day > day.min(axis=1, initial=np.inf)[:, None] - WEEK) & (cohort.sent_incentive >= 0)
+    scarce = np.array([i.scarce for i in incentives])
+    if scarce.any():
+        full = (week & scarce[cohort.sent_incentive]).sum(axis=1) >= program.guardrails.scarce_per_week
+        blocks.add("scarcity", full[:, None] & scarce)
+    for kind, cap in program.guardrails.cap_per_week_by_kind.items():
+        of_kind = np.array([i.kind == kind for i in incentives])
+        full = (week & of_kind[cohort.sent_incentive]).sum(axis=1) >= cap
+        blocks.add("kind_cap", full[:, None] & of_kind)
+    return blocks
+
+
+def _tones(program: Program, cohort: Cohort) -> _Blocks:
+    blocks = _Blocks(np.zeros((len(cohort), len(program.tones)), dtype=np.uint8))
+    blocks.add("stage", ~program.tone_stages[cohort.stage])
+    blocks.add("segment", _segments(program, cohort, [t.barred_segments for t in program.tones]))
+    blocks.add("retired", np.broadcast_to([t.retired for t in program.tones], blocks.codes.shape))
+    return blocks
+
+
+def _timings(program: Program, cohort: Cohort, *, deliver_at: Floats, locally: Floats, day: Floats) -> _Blocks:
+    rules = program.guardrails
+    blocks = _Blocks(np.zeros(deliver_at.shape, dtype=np.uint8))
+    blocks.add("retired", np.broadcast_to([t.retired for t in program.timings], blocks.codes.shape))
+    minute = locally % DAY / 60.0
+    blocks.add("quiet_hours", _within(minute, rules.quiet_from, rules.quiet_until))
+    apart = day[:, :, None] - cohort.sent_day[:, None, :]  # (n, timings, w)
+    counts = cohort.sent_day[:, None, :] >= 0
+    blocks.add("cap_per_day", ((apart == 0) & counts).sum(axis=2) >= rules.cap_per_day)
+    blocks.add("cap_per_week", ((np.abs(apart) < WEEK) & counts).sum(axis=2) >= rules.cap_per_week)
+    last = cohort.sent_at.max(axis=1, initial=-np.inf)
+    blocks.add("cooldown", deliver_at - last[:, None] < rules.cooldown)
+    return blocks
+
+
+def _within(minute: Floats, start: int, end: int) -> Bools:
+    """Whether minutes of the day fall in [start, end), a span that may cross midnight; none where start == end."""
+    if start <= end:
+        return (minute >= start) & (minute < end)
+    return (minute >= start) | (minute < end)
+
+
+def _segments(program: Program, cohort: Cohort, barred: Sequence[Mapping[str, Sequence[str]]]) -> Bools:
+    """Shape (n, levels): the customer is in a segment (attribute, category) that the level is barred from."""
+    hits = np.zeros((len(cohort), len(barred)), dtype=np.bool_)
+    known = {a.name: a for a in program.attributes}
+    for level, segments in enumerate(barred):
+        for name, categories in segments.items():
+            codes = [known[name].categories.index(c) for c in categories]
+            hits[:, level] |= np.isin(cohort.attributes[name], codes)
+    return hits
+
+
+def _limit(program: Program, axes: Mapping[str, _Blocks], *, row: int, request: Request) -> None:
+    for factor, names in zip(FACTORS, program.space.factors, strict=True):
+        asked, unwanted = request.only.get(factor), request.without.get(factor, ())
+        refused = np.array([(asked is not None and n not in asked) or n in unwanted for n in names])
+        codes = axes[factor].codes[row]
+        codes[refused & (codes == 0)] = _CODE["request"]
+
+
+def next_eligible(program: Program, customer: Customer, *, at: float) -> float | None:
+    """Return when caps, cooldown and a pending nudge will next let this customer be nudged at once; None if now.
+
+    Quiet hours are included; budget, stock, consent and pauses are not: nobody knows when they end.
+    """
+    rules = program.guardrails
+    zone = customer.time_zone or rules.time_zone
+    if rules.cap_per_day == 0 or rules.cap_per_week == 0 or customer.consent is False:
+        return None
+    moment = max([at, *(s.deliver_at + rules.cooldown for s in customer.sent)])
+    for _ in range(16):
+        earlier, moment = moment, _postponed(program, customer, at=moment, offset=utc_offset(zone, moment))
+        if moment == earlier:
+            break
+    return None if moment <= at else moment
+
+
+def _postponed(program: Program, customer: Customer, *, at: float, offset: float) -> float:
+    """Return `at`, or the start of the next local day or the end of the quiet hours where a rule blocks it."""
+    rules = program.guardrails
+    day = local_day(at, offset)
+    days = [s.day for s in customer.sent]
+    full = days.count(day) >= rules.cap_per_day or sum(abs(day - d) < WEEK for d in days) >= rules.cap_per_week
+    midnight = (day + 1) * DAY - offset
+    if full:
+        return midnight
+    minute = np.array([(at + offset) % DAY / 60.0])
+    if _within(minute, rules.quiet_from, rules.quiet_until)[0]:
+        end = day * DAY + int(rules.quiet_until) * 60.0 - offset
+        return end if end > at else end + DAY
+    return at

@@ -1,0 +1,438 @@
+"""What is declared? A journey, its actions, events, rewards and guardrails, read from TOML."""
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from optimizer.actions import ActionSpace, Bools, Floats, Ints
+from optimizer.contradictions import contradictions
+
+DAY = 86_400.0
+MINOR_UNITS = 100
+"""Money is counted in integer hundredths of the program's currency."""
+
+SYSTEM_EVENTS = ("shown", "not_shown", "opt_out", "opt_in")
+"""Events that every program knows without declaring them; a program may declare one to give it a value."""
+
+_SECONDS = {"m": 60.0, "h": 3_600.0, "d": DAY, "w": 7 * DAY}
+_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+
+Name = Annotated[str, Meta(pattern=_NAME)]
+Text = Annotated[str, Meta(min_length=1, max_length=2_000)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Amount = Annotated[float, Meta(ge=0, le=1e9)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+
+
+class Duration(float):
+    """Seconds, written `"30m"`, `"12h"`, `"3d"` or `"2w"` in TOML.
+
+    >>> Duration.parse("3d")
+    259200.0
+    """
+
+    @classmethod
+    def parse(cls, text: object) -> "Duration":
+        """Read `"12h"`; ValueError if it is not a whole or decimal number followed by m, h, d or w."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text) if isinstance(text, str) else None
+        if not match:
+            raise ValueError(f'expected a duration such as "30m", "12h", "3d" or "2w", got {text!r}')
+        return cls(float(match[1]) * _SECONDS[match[2]])
+
+
+class Clock(int):
+    """Minutes after local midnight, written `"18:30"` in TOML.
+
+    >>> Clock.parse("18:30")
+    1110
+    """
+
+    @classmethod
+    def parse(cls, text: object) -> "Clock":
+        """Read `"18:30"`; ValueError if it is not a time of day."""
+        match = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", text) if isinstance(text, str) else None
+        if not match:
+            raise ValueError(f'expected a time of day such as "18:30", got {text!r}')
+        return cls(int(match[1]) * 60 + int(match[2]))
+
+
+class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Stage(_Struct, frozen=True):
+    """A place on the journey. Customers idle for `lapses_after` fall back to `lapses_to`."""
+
+    name: Name
+    title: str
+    description: str = ""
+    lapses_after: Duration | None = None
+    lapses_to: str | None = None
+
+
+class Event(_Struct, frozen=True):
+    """Something a customer does. `micro`: a small step; `macro`: a goal; `signal`: neither (surveys, complaints).
+
+    An event is worth `value` reward units (times the reported value where `scaled`), if it falls within `window`
+    after the longest timing delay. `moves` maps the stage a customer is in to the one this event leads to.
+    """
+
+    name: Name
+    kind: Literal["micro", "macro", "signal"]
+    title: str = ""
+    value: Annotated[float, Meta(ge=-1e6, le=1e6)] = 0.0
+    scaled: bool = False
+    window: Duration = Duration(2 * DAY)
+    moves: dict[str, str] = {}
+    pauses_promotion: Duration | None = None
+    pauses_below: float | None = None
+    requests_decision: bool = False
+
+
+class Incentive(_Struct, frozen=True):
+    """A level of the first factor: what is offered, to whom, at what cost.
+
+    `cost` is the expected cost of showing it once, in the program's currency. `promotional` incentives are those
+    that a complaint pauses. `earns` says in plain words how an action becomes the reward, and when.
+    """
+
+    name: Name
+    title: str
+    kind: Literal["content", "convenience", "recognition", "social", "monetary", "access"]
+    earns: Text
+    cost: Amount = 0.0
+    stock: Count | None = None
+    tier: Annotated[int, Meta(ge=0, le=9)] = 0
+    ladder: str = ""
+    stages: tuple[str, ...] = ()
+    min_momentum: Share = 0.0
+    promotional: bool = False
+    scarce: bool = False
+    barred_segments: dict[str, tuple[str, ...]] = {}
+    retired: bool = False
+
+    @property
+    def minor_cost(self) -> int:
+        """Cost in integer minor units."""
+        return round(self.cost * MINOR_UNITS)
+
+
+class Tone(_Struct, frozen=True):
+    """A level of the second factor: how it is said."""
+
+    name: Name
+    title: str
+    stages: tuple[str, ...] = ()
+    barred_segments: dict[str, tuple[str, ...]] = {}
+    retired: bool = False
+
+
+class Timing(_Struct, frozen=True):
+    """A level of the third factor: after `delay`, or at the next local `clock` time."""
+
+    name: Name
+    title: str
+    delay: Duration | None = None
+    clock: Clock | None = None
+    retired: bool = False
+
+    @property
+    def longest(self) -> float:
+        """The longest possible delay, in seconds."""
+        return DAY if self.delay is None else float(self.delay)
+
+
+class Message(_Struct, frozen=True):
+    """What a customer reads; `{done}`, `{of}`, `{milestone}` and `{reward}` are filled from progress."""
+
+    subject: Text
+    body: Text
+    call_to_action: Annotated[str, Meta(min_length=1, max_length=60)]
+
+
+class Attribute(_Struct, frozen=True):
+    """A feature of the customer or of the request. `categories` for a name, `mean` and `scale` for a number."""
+
+    name: Name
+    kind: Literal["number", "category", "flag"]
+    categories: tuple[str, ...] = ()
+    mean: float = 0.0
+    scale: Annotated[float, Meta(gt=0)] = 1.0
+
+
+class Milestone(_Struct, frozen=True):
+    """`count` of `event`, or of days in a row with a micro-action (`streak`), earns `reward`."""
+
+    name: Name
+    title: str
+    reward: str
+    event: str | None = None
+    count: Annotated[int, Meta(ge=1)] | None = None
+    streak: Annotated[int, Meta(ge=1)] | None = None
+
+    @property
+    def of(self) -> int:
+        """How many steps the milestone takes."""
+        return self.count or self.streak or 1
+
+
+class Budget(_Struct, frozen=True):
+    """How much may be reserved in a period of program time."""
+
+    amount: Amount
+    period: Duration = Duration(7 * DAY)
+
+    @property
+    def minor_amount(self) -> int:
+        """Amount in integer minor units."""
+        return round(self.amount * MINOR_UNITS)
+
+
+class Guardrails(_Struct, frozen=True):
+    """What may never happen. Caps count nudges on their local delivery day; a week is seven such days."""
+
+    consent: Literal["opt-in", "opt-out"] = "opt-in"
+    time_zone: str = "UTC"
+    quiet_from: Clock = Clock(21 * 60)
+    quiet_until: Clock = Clock(8 * 60)
+    cap_per_day: Annotated[int, Meta(ge=0, le=24)] = 1
+    cap_per_week: Annotated[int, Meta(ge=0, le=32)] = 5
+    cap_per_week_by_kind: dict[str, Annotated[int, Meta(ge=0)]] = {}
+    scarce_per_week: Annotated[int, Meta(ge=0)] = 1
+    cooldown: Duration = Duration(12 * 3600)
+    budget: Budget | None = None
+    burden_price: Amount = 0.0
+    reports_shown: bool = False
+    expires_after: Duration = Duration(12 * 3600)
+
+
+class Exploration(_Struct, frozen=True):
+    """The floor: `floor` spread over the factors' levels, `hold` reserved for hold."""
+
+    floor: Annotated[float, Meta(ge=0.001, le=0.5)] = 0.05
+    hold: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.05
+
+
+class Experiment(_Struct, frozen=True):
+    """Sticky arms by customer: always held; deciding by the challenger; deciding for evaluation only."""
+
+    holdout: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    challenger: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    evaluation: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+
+
+class Rule(_Struct, frozen=True):
+    """What marketers run today: in these stages, for these segments, this nudge.
+
+    The first rule that fits and whose nudge is allowed applies. `where` maps a category attribute to the categories
+    that the rule is for; without it, the rule is for everybody.
+    """
+
+    stages: tuple[str, ...]
+    incentive: str
+    tone: str
+    timing: str
+    where: dict[str, tuple[str, ...]] = {}
+
+
+class Fault(NamedTuple):
+    """One thing wrong with a program: where, what, and what to type instead."""
+
+    file: str
+    key: str
+    problem: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.key}: {self.problem}; {self.mend}"
+
+
+class ProgramError(ValueError):
+    """A program that cannot be run. `faults` names each with file, key and mend."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(map(str, faults)))
+
+
+class Program(_Struct, frozen=True, dict=True):
+    """A declared journey with its actions, events, rewards and guardrails.
+
+    `value` and `cost` are in the program's `currency`, which is the unit of reward. `discount` is per day.
+    """
+
+    name: Name
+    title: str
+    goal: str
+    stages: tuple[Stage, ...]
+    events: tuple[Event, ...]
+    incentives: tuple[Incentive, ...]
+    tones: tuple[Tone, ...]
+    timings: tuple[Timing, ...]
+    messages: dict[str, dict[str, Message]]
+    description: str = ""
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$")] = "EUR"
+    evaluation_horizon: Duration = Duration(3 * DAY)
+    discount: Annotated[float, Meta(gt=0, le=1)] = 0.98
+    momentum_half_life: Duration = Duration(3 * DAY)
+    dosage_half_life: Duration = Duration(3 * DAY)
+    attributes: tuple[Attribute, ...] = ()
+    milestones: tuple[Milestone, ...] = ()
+    guardrails: Guardrails = Guardrails()
+    exploration: Exploration = Exploration()
+    experiment: Experiment = Experiment()
+    rules: tuple[Rule, ...] = ()
+    version: str = ""
+
+    @classmethod
+    def parse(cls, text: str, *, source: str) -> "Program":
+        """Read a program from TOML.
+
+        Args:
+            text: the TOML.
+            source: the file's name, for messages.
+
+        Raises:
+            ProgramError: naming every fault found with file, key and mend.
+        """
+        try:
+            raw = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ProgramError([Fault(source, "TOML", str(error), "mend the syntax at that place")]) from None
+        raw["version"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        try:
+            program = msgspec.convert(raw, cls, dec_hook=_decode)
+        except msgspec.ValidationError as error:
+            raise ProgramError([_fault(source, error, raw)]) from None
+        faults = [Fault(source, *found) for found in contradictions(program)]
+        if faults:
+            raise ProgramError(faults)
+        return program
+
+    # What is declared, as arrays: computed once, read by the engine.
+
+    @cached_property
+    def space(self) -> ActionSpace:
+        """The actions and the features of this program, by name."""
+        return ActionSpace(
+            incentives=tuple(x.name for x in self.incentives),
+            tones=tuple(x.name for x in self.tones),
+            timings=tuple(x.name for x in self.timings),
+            features=self.features,
+            costs=tuple(x.cost for x in self.incentives),
+        )
+
+    @cached_property
+    def features(self) -> tuple[str, ...]:
+        """Names of the columns of `customer.encode`, shape (d,)."""
+        names = ["bias", *(f"stage={s.name}" for s in self.stages)]
+        names += ["momentum", "dosage", "streak", "recency", "hour_sin", "hour_cos", "weekend"]
+        for a in self.attributes:
+            if a.kind == "category":
+                names += [f"{a.name}={c}" for c in a.categories]
+            else:
+                names.append(a.name)
+            names.append(f"{a.name}=?")
+        return tuple(names)
+
+    @cached_property
+    def stage_index(self) -> dict[str, int]:
+        """Position of each stage."""
+        return {s.name: i for i, s in enumerate(self.stages)}
+
+    @cached_property
+    def event_index(self) -> dict[str, int]:
+        """Position of each declared event."""
+        return {e.name: i for i, e in enumerate(self.events)}
+
+    @cached_property
+    def moves(self) -> Ints:
+        """Shape (stages, events): the stage after the event; the same stage where it moves nobody."""
+        moves = np.repeat(np.arange(len(self.stages))[:, None], len(self.events), axis=1)
+        for j, event in enumerate(self.events):
+            for a, b in event.moves.items():
+                moves[self.stage_index[a], j] = self.stage_index[b]
+        return moves.astype(np.intp)
+
+    @cached_property
+    def incentive_stages(self) -> Bools:
+        """Shape (stages, incentives): which incentive is declared for which stage."""
+        return self._stages_of([x.stages for x in self.incentives])
+
+    @cached_property
+    def tone_stages(self) -> Bools:
+        """Shape (stages, tones): which tone is declared for which stage."""
+        return self._stages_of([x.stages for x in self.tones])
+
+    @cached_property
+    def minor_costs(self) -> Ints:
+        """Shape (incentives,): cost in minor units."""
+        return np.array([x.minor_cost for x in self.incentives], dtype=np.intp)
+
+    @cached_property
+    def min_momentum(self) -> Floats:
+        """Shape (incentives,): the momentum that each asks for."""
+        return np.array([x.min_momentum for x in self.incentives])
+
+    @cached_property
+    def longest_delay(self) -> float:
+        """The longest timing delay, in seconds: windows of all actions start with it."""
+        return max(t.longest for t in self.timings)
+
+    @cached_property
+    def windows(self) -> Floats:
+        """Shape (events,): seconds after a decision within which each event counts, whatever the action."""
+        return np.array([self.longest_delay + e.window for e in self.events])
+
+    @property
+    def matures_after(self) -> float:
+        """Seconds after which a round is mature: when its longest window has closed."""
+        valued = [w for w, e in zip(self.windows, self.events, strict=True) if e.value]
+        return max(valued, default=self.longest_delay)
+
+    def event(self, name: str) -> Event | None:
+        """Return a declared event, or None."""
+        at = self.event_index.get(name)
+        return None if at is None else self.events[at]
+
+    def knows(self, event: str) -> bool:
+        """Whether an outcome may name this event."""
+        return event in SYSTEM_EVENTS or event in self.event_index
+
+    def _stages_of(self, declared: Sequence[Sequence[str]]) -> Bools:
+        rows = [[not stages or s.name in stages for stages in declared] for s in self.stages]
+        return np.array(rows, dtype=np.bool_)
+
+
+def _decode(kind: type, value: object) -> object:
+    if kind in (Duration, Clock):
+        return kind.parse(value)
+    raise NotImplementedError(kind)
+
+
+def _fault(source: str, error: msgspec.ValidationError, raw: Mapping[str, Any]) -> Fault:
+    problem, _, path = str(error).partition(" - at `$")
+    key = _named(path.rstrip("`").replace("[...]", ".*").lstrip("."), raw) or "program"
+    if match := re.match(r"Object contains unknown field `(.*)`", problem):
+        return Fault(source, f"{key}.{match[1]}", "is not a key that programs know", "remove it or mend its spelling")
+    if match := re.match(r"Object missing required field `(.*)`", problem):
+        return Fault(source, f"{key}.{match[1]}", "is missing", "add it")
+    return Fault(source, key, problem[0].lower() + problem[1:], "give a value of that kind")
+
+
+def _named(path: str, raw: Mapping[str, Any]) -> str:
+    """Turn `incentives[3].cost` into `incentives[coupon].cost`: people think in names."""
+
+    def name(match: re.Match[str]) -> str:
+        rows = raw.get(match[1])
+        row = rows[int(match[2])] if isinstance(rows, list) and int(match[2]) < len(rows) else None
+        return f"{match[1]}[{row.get('name', match[2])}]" if isinstance(row, dict) else match[0]
+
+    return re.sub(r"^(\w+)\[(\d+)\]", name, path)
