@@ -2,16 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from string import Formatter
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from optimizer.actions import FACTORS
 
 if TYPE_CHECKING:
-    from optimizer.program import Program
+    from optimizer.program import Message, Program
 
 DAY = 86_400.0
 Finding = tuple[str, str, str]
+
+PLACEHOLDERS = ("done", "of", "milestone", "reward")
+"""What a message may leave to be filled from the customer's progress."""
 
 
 def contradictions(program: "Program") -> Iterator[Finding]:
@@ -66,6 +70,9 @@ def _levels(p: "Program") -> Iterator[Finding]:
 def _segments(p: "Program", key: str, segments: Mapping[str, Iterable[str]]) -> Iterator[Finding]:
     categories = {a.name: a.categories for a in p.attributes if a.kind == "category"}
     for name, given in segments.items():
+        if name not in categories and any(a.name == name for a in p.attributes):
+            yield key, f"{name!r} is not a category, so it has no segments", "declare it as one, or use another"
+            continue
         yield from _unknown(key, [name], categories)
         yield from _unknown(f"{key}.{name}", given, categories.get(name, tuple(given)))
 
@@ -86,6 +93,20 @@ def _messages(p: "Program") -> Iterator[Finding]:
         for tone in p.space.tones:
             if tone not in said:
                 yield f"messages.{i}.{tone}", "is missing", "write its subject, body and call_to_action"
+            else:
+                yield from _placeholders(f"messages.{i}.{tone}", said[tone])
+
+
+def _placeholders(key: str, message: "Message") -> Iterator[Finding]:
+    mend = f"use only {', '.join(f'{{{p}}}' for p in PLACEHOLDERS)}; write a brace as {{{{ or }}}}"
+    for field in ("subject", "body", "call_to_action"):
+        try:
+            names = {name for _, name, _, _ in Formatter().parse(getattr(message, field)) if name is not None}
+        except ValueError as error:
+            yield f"{key}.{field}", f"cannot be filled: {error}", mend
+            continue
+        for name in sorted(names - set(PLACEHOLDERS)):
+            yield f"{key}.{field}", f"{{{name}}} is not a placeholder", mend
 
 
 def _attributes(p: "Program") -> Iterator[Finding]:
@@ -99,8 +120,8 @@ def _attributes(p: "Program") -> Iterator[Finding]:
 
 def _milestones(p: "Program") -> Iterator[Finding]:
     for m in p.milestones:
-        counted = m.event is not None and m.count is not None
-        if counted == (m.streak is not None):
+        given = [x is not None for x in (m.event, m.count, m.streak)]
+        if given not in ([True, True, False], [False, False, True]):
             yield f"milestones[{m.name}]", "needs either event and count, or streak", "give one of the two"
         elif m.event is not None:
             yield from _unknown(f"milestones[{m.name}].event", [m.event], p.event_index)

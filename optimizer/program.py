@@ -5,7 +5,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import msgspec
 import numpy as np
@@ -163,8 +163,8 @@ class Attribute(_Struct, frozen=True):
     name: Name
     kind: Literal["number", "category", "flag"]
     categories: tuple[str, ...] = ()
-    mean: float = 0.0
-    scale: Annotated[float, Meta(gt=0)] = 1.0
+    mean: Annotated[float, Meta(ge=-1e12, le=1e12)] = 0.0
+    scale: Annotated[float, Meta(gt=0, le=1e12)] = 1.0
 
 
 class Milestone(_Struct, frozen=True):
@@ -306,6 +306,8 @@ class Program(_Struct, frozen=True, dict=True):
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ProgramError([Fault(source, "TOML", str(error), "mend the syntax at that place")]) from None
+        if "version" in raw:
+            raise ProgramError([Fault(source, "version", "is the hash of the text, not a key", "remove it")])
         raw["version"] = hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
             program = msgspec.convert(raw, cls, dec_hook=_decode)
@@ -419,12 +421,38 @@ def _decode(kind: type, value: object) -> object:
 
 def _fault(source: str, error: msgspec.ValidationError, raw: Mapping[str, Any]) -> Fault:
     problem, _, path = str(error).partition(" - at `$")
-    key = _named(path.rstrip("`").replace("[...]", ".*").lstrip("."), raw) or "program"
+    path = path.rstrip("`")
+    key = _named(path.replace("[...]", ".*").lstrip("."), raw)
     if match := re.match(r"Object contains unknown field `(.*)`", problem):
-        return Fault(source, f"{key}.{match[1]}", "is not a key that programs know", "remove it or mend its spelling")
+        at = f"{key}.{match[1]}".lstrip(".")
+        return Fault(source, at, "is not a key that programs know", "remove it or mend its spelling")
     if match := re.match(r"Object missing required field `(.*)`", problem):
-        return Fault(source, f"{key}.{match[1]}", "is missing", "add it")
-    return Fault(source, key, problem[0].lower() + problem[1:], "give a value of that kind")
+        return Fault(source, f"{key}.{match[1]}".lstrip("."), "is missing", "add it")
+    problem = problem[0].lower() + problem[1:]
+    if "[...]" not in path and " got " not in problem and "enum" not in problem:
+        problem += f", got {_given(path, raw)!r}"
+    return Fault(source, key, problem, _mend(problem, key))
+
+
+def _mend(problem: str, key: str) -> str:
+    """Say what to type where a value has the wrong type or leaves its range."""
+    if "enum" in problem:
+        section, _, field = key.replace("[", ".").rpartition(".")
+        owners = {"events": Event, "incentives": Incentive, "attributes": Attribute, "guardrails": Guardrails}
+        return f"use one of {', '.join(get_args(get_type_hints(owners[section.partition('.')[0]])[field]))}"
+    if _NAME in problem:
+        return 'use small letters, digits, "-" and "_"'
+    if "regex" in problem:
+        return 'use three capitals, such as "EUR"'
+    return "give a value of that kind"
+
+
+def _given(path: str, raw: Mapping[str, Any]) -> object:
+    """Return what stands in the file at a path such as `.incentives[3].cost`."""
+    at: Any = raw
+    for key, index in re.findall(r"\.([\w-]+)|\[(\d+)\]", path):
+        at = at[key] if key else at[int(index)]
+    return at
 
 
 def _named(path: str, raw: Mapping[str, Any]) -> str:
@@ -435,4 +463,17 @@ def _named(path: str, raw: Mapping[str, Any]) -> str:
         row = rows[int(match[2])] if isinstance(rows, list) and int(match[2]) < len(rows) else None
         return f"{match[1]}[{row.get('name', match[2])}]" if isinstance(row, dict) else match[0]
 
+    if path.startswith("messages.*.*"):
+        path = path.replace("messages.*.*", _bad_message(raw["messages"]), 1)
     return re.sub(r"^(\w+)\[(\d+)\]", name, path)
+
+
+def _bad_message(messages: Mapping[str, Mapping[str, object]]) -> str:
+    """Return the key of the first message that is not one: msgspec does not say which."""
+    for incentive, said in messages.items():
+        for tone, message in said.items():
+            try:
+                msgspec.convert(message, Message)
+            except msgspec.ValidationError:
+                return f"messages.{incentive}.{tone}"
+    return "messages"
