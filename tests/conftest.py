@@ -1,0 +1,59 @@
+"""What every test stands on: one thread for BLAS, repeatable examples, and programs and data from outside."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# BLAS reads these once, when numpy is first imported, which is after this file. Workers share the cores, and one
+# thread adds up in one order.
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
+
+ROOT = Path(__file__).parents[1]
+
+# The asserts of the battery should explain themselves as those of test files do.
+pytest.register_assert_rewrite("tests.checks")
+
+# The same examples each time, and no deadline: CI shares its cores. `--hypothesis-profile=search` looks further.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile("fixed")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for program in mark.args:
+            find(program)
+
+
+@pytest.fixture
+def needs() -> Callable[[str], str]:
+    """The path of a program of the system, as `needs("chromium")`."""
+    return find
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets; they are never shipped, and their sha256 is the reader's to check."""
+    folder = Path(os.environ.get("NUDGE_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(
+            f"no real data: {folder.name!r} is not beside the project and NUDGE_SHARED_DATA is not set to a folder"
+        )
+    return folder
+
+
+def find(program: str) -> str:
+    path = shutil.which(program)
+    if path is not None:
+        return path
+    reason = f"{program!r} is not installed: apt-get install {program}"
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"{reason} (under CI=true nothing may be skipped for it)", pytrace=False)
+    pytest.skip(reason)
