@@ -1,0 +1,72 @@
+"""The best expected action of the factored model, every time: exploration is left to the floor."""
+
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+
+from optimizer.actions import ActionSpace, Bools, Floats
+from optimizer.policy import Rounds
+from policies import saved
+from policies.factored import Statistics, summarise
+from policies.inputs import check
+from policies.model import Model
+from policies.posterior import fit
+from policies.saved import Saved
+
+
+class Greedy:
+    """Chooses what it expects most of, hold in case of a tie: the peer that every other policy has to beat.
+
+    Args:
+        space: the actions and features.
+        half_life: seconds after which a round counts half; None never forgets.
+
+    >>> policy = Greedy(ActionSpace(("badge",), ("warm",), ("now",), features=("bias",)))
+    >>> policy.probabilities(np.ones((1, 1)), np.array([[True, True]]), np.zeros(2)).tolist()
+    [[1.0, 0.0]]
+    """
+
+    name: ClassVar[str] = "greedy"
+
+    def __init__(self, space: ActionSpace, *, half_life: float | None = None) -> None:
+        self.space = space
+        self.model = Model.new(space, half_life=half_life)
+
+    def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
+        check(self.space, contexts, allowed=allowed, prices=prices)
+        scores = np.where(allowed, self.model.effects(contexts) - prices, -np.inf)
+        chosen = np.zeros(allowed.shape)
+        chosen[np.arange(len(chosen)), scores.argmax(axis=1)] = 1.0
+        return chosen
+
+    def effects(self, contexts: Floats) -> Floats:
+        """Return the expected gain (n, k) of each action over hold, in reward units."""
+        return self.model.effects(contexts)
+
+    def learn(self, rounds: Rounds) -> None:
+        if len(rounds):
+            self.absorb(summarise(self.space, rounds, half_life=self.model.statistics.half_life))
+
+    def absorb(self, statistics: Statistics) -> None:
+        """Learn from rounds that were summed up elsewhere, perhaps in shards."""
+        total = self.model.statistics + statistics
+        self.model = self.model.refitted(total, fit(total))
+
+    def packed(self) -> Saved:
+        """Return what `save` writes."""
+        return Saved(self.name, self.space, *self.model.packed())
+
+    @classmethod
+    def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
+        """Return what `load` reads."""
+        policy = cls(space)
+        policy.model = Model.unpacked(packed, space)
+        return policy
+
+    def save(self, folder: Path) -> None:
+        saved.write(folder, self.packed())
+
+    @classmethod
+    def load(cls, folder: Path, space: ActionSpace) -> Self:
+        return cls.unpacked(saved.read(folder, kind=cls.name), space)

@@ -1,0 +1,129 @@
+"""What has a policy learned of the factored model? The sums, what they say, and how both are kept by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+
+from optimizer.actions import ActionSpace, Floats
+from policies import saved
+from policies.factored import FOLDS, Statistics
+from policies.layout import GROUPS, Layout, layout
+from policies.posterior import EXPECTED, Posterior, Prior, Weights, effects, mean_for, weights
+from policies.saved import Array, Saved
+
+_SUMS = ("seen", "zx", "zr", "xx", "xr", "rr", "n")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The factored model of one space, as learned: possibly from rounds of another version of it.
+
+    Args:
+        space: the actions and features asked about.
+        statistics: the sums, by their own names.
+        prior: the scales found from them.
+        mean: (p,), posterior mean, by the prior's names.
+        noise: standard deviation of the reward around the model.
+        freedom: how many parameters the data have determined.
+    """
+
+    space: ActionSpace
+    statistics: Statistics
+    prior: Prior
+    mean: Floats
+    noise: float
+    freedom: float
+
+    @classmethod
+    def new(cls, space: ActionSpace, *, half_life: float | None = None) -> Self:
+        """Return the model before any round."""
+        if half_life is not None and not (np.isfinite(half_life) and half_life > 0):
+            raise ValueError(f"half_life must be positive seconds or None, got {half_life!r}")
+        named = layout(space)
+        prior = Prior(named, EXPECTED.copy(), np.ones(len(named.columns)))
+        empty = Statistics.empty(named, half_life=half_life)
+        return cls(space, empty, prior, np.zeros(len(named.parameters)), noise=1.0, freedom=0.0)
+
+    def refitted(self, statistics: Statistics, posterior: Posterior) -> "Model":
+        """Return the model that all the sums so far say."""
+        p = posterior
+        return Model(self.space, statistics, p.prior, p.mean, noise=p.noise, freedom=p.freedom)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The parameters of the space asked about."""
+        return layout(self.space)
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return weights(self.layout, mean_for(self.layout, self.mean, of=self.prior.layout))
+
+    @property
+    def n(self) -> float:
+        """The weight of the rounds behind it."""
+        return float(self.statistics.n.sum())
+
+    def effects(self, contexts: Floats) -> Floats:
+        """Return the expected gain (n, k) of each action over hold, in reward units."""
+        return effects(self.layout, self._weights, contexts)
+
+    def packed(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return the settings and arrays that keep it."""
+        s = self.statistics
+        settings = {
+            "names": saved.names(s.layout.space),
+            "trained": saved.names(self.prior.layout.space),
+            "half_life": s.half_life,
+            "as_of": s.as_of if np.isfinite(s.as_of) else None,
+            "fingerprint": str(s.fingerprint),
+            "noise": self.noise,
+            "freedom": self.freedom,
+        }
+        arrays = {f"sum-{name}": getattr(s, name) for name in _SUMS}
+        arrays["sum-zz"] = s.zz[np.tril_indices(len(s.zz))]
+        learned = {"scales": self.prior.scales, "column_scales": self.prior.column_scales, "mean": self.mean}
+        return {"model": settings}, arrays | learned
+
+    @classmethod
+    def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
+        """Read a model back, to be asked about another version of its space."""
+        kept = packed.setting("model", dict)
+        try:
+            trained, statistics = _layout(kept["trained"]), _statistics(packed, kept)
+            noise, freedom = float(kept["noise"]), float(kept["freedom"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"saved {packed.kind} policy: model is malformed ({error}); train it again") from None
+        prior = Prior(
+            trained,
+            packed.array("scales", (GROUPS,)),
+            packed.array("column_scales", (len(trained.columns),)),
+        )
+        mean = packed.array("mean", (len(trained.parameters),))
+        return cls(space, statistics, prior, mean, noise=noise, freedom=freedom)
+
+
+def _layout(names: Mapping[str, list[str]]) -> Layout:
+    return Layout(saved.space_of(names))
+
+
+def _statistics(packed: Saved, kept: Mapping[str, Any]) -> Statistics:
+    named = _layout(kept["names"])
+    p, d = len(named.parameters), len(named.columns)
+    lower = packed.array("sum-zz", (p * (p + 1) // 2,))
+    zz = np.zeros((p, p))
+    zz[np.tril_indices(p)] = lower
+    zz = zz + np.tril(zz, -1).T
+    shapes = ((d,), (FOLDS, p, d), (FOLDS, p), (FOLDS, d, d), (FOLDS, d), (FOLDS,), (FOLDS,))
+    sums = {name: packed.array(f"sum-{name}", shape) for name, shape in zip(_SUMS, shapes, strict=True)}
+    half_life = kept["half_life"]
+    return Statistics(
+        named,
+        None if half_life is None else float(half_life),
+        -np.inf if kept["as_of"] is None else float(kept["as_of"]),
+        int(kept["fingerprint"]),
+        zz=zz,
+        **sums,
+    )

@@ -1,0 +1,260 @@
+"""What do the sums say, and how surely? The posterior of the factored model, its prior scales found from the data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+
+from optimizer.actions import Floats, Floats32, Ints
+from policies.factored import FOLDS, Statistics
+from policies.layout import BIAS, GROUPS, PAIRS, Layout, Parameter
+
+EXPECTED = np.array([0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.1, 0.1, 0.1])
+"""Expected size of an effect by group of parameters, in standard deviations of the reward, before any data."""
+
+STRENGTH = 1.0
+"""How many parameters' worth of evidence `EXPECTED` is."""
+
+_MOST_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How large effects are expected to be, by name.
+
+    Args:
+        layout: the names of the parameters.
+        scales: (groups,), standard deviation of an effect, by group.
+        column_scales: (d,), typical size of a column where it is not 0.
+    """
+
+    layout: Layout
+    scales: Floats
+    column_scales: Floats
+
+    @property
+    def units(self) -> Floats:
+        """Shape (p,): by what a parameter is multiplied to be an effect on a typical context."""
+        pairs = len(self.layout.parameters) - self.layout.mains
+        return np.concatenate([np.tile(self.column_scales, len(self.layout.levels)), np.ones(pairs)])
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A Gaussian over the effects of levels and pairs, `p` parameters.
+
+    Args:
+        prior: its names and the scales found for them.
+        mean: (p,). covariance: (p, p).
+        baseline: (d,), of `m(x)`.
+        noise: standard deviation of the reward around the model.
+        freedom: how many parameters the data have determined.
+        n: the weight of the rounds behind it.
+        fingerprint: of those rounds.
+    """
+
+    prior: Prior
+    mean: Floats
+    covariance: Floats
+    baseline: Floats
+    noise: float
+    freedom: float
+    n: float
+    fingerprint: int
+
+
+class _Moments(NamedTuple):
+    """The regression of what the baseline leaves, in units of effects: sums of z z', z e and e e."""
+
+    zz: Floats
+    ze: Floats
+    ee: float
+    n: float
+
+
+def fit(statistics: Statistics) -> Posterior:
+    """Return the posterior given the sums.
+
+    Prior scales and noise are those of greatest marginal likelihood (MacKay 1992, eq. 4.10), under a weak prior that
+    keeps a group from vanishing while the data say little about it.
+    """
+    s, groups = statistics, statistics.layout.groups
+    column_scales = _column_scales(s)
+    units = Prior(s.layout, np.empty(GROUPS), column_scales).units
+    moments = _left_by_baseline(s, column_scales=column_scales, units=units)
+    spread = _spread_of_reward(s)
+    variances, noise = (EXPECTED * spread) ** 2, spread**2
+    for _ in range(_MOST_STEPS):
+        mean, covariance = _solve(moments, variances=variances[groups], noise=noise)
+        known = _known(covariance, groups, variances=variances)
+        before = np.append(variances, noise)
+        squares = np.bincount(groups, mean**2, GROUPS)
+        variances = (STRENGTH * (EXPECTED * spread) ** 2 + squares) / (STRENGTH + known)
+        noise = _noise(moments, mean=mean, known=float(known.sum()), spread=spread)
+        if np.abs(np.log(np.append(variances, noise) / before)).max() < 1e-4:
+            break
+    mean, covariance = _solve(moments, variances=variances[groups], noise=noise)
+    return Posterior(
+        prior=Prior(s.layout, np.sqrt(variances), column_scales),
+        mean=mean / units,
+        covariance=covariance / np.multiply.outer(units, units),
+        baseline=_baseline(s, column_scales=column_scales),
+        noise=float(np.sqrt(noise)),
+        freedom=float(_known(covariance, groups, variances=variances).sum()),
+        n=moments.n,
+        fingerprint=s.fingerprint,
+    )
+
+
+def _solve(moments: _Moments, *, variances: Floats, noise: float) -> tuple[Floats, Floats]:
+    """Return mean (p,) and covariance (p, p): Bishop (2006), eq. 3.50 and 3.51."""
+    from scipy.linalg import lapack  # only where something is learned
+
+    precision = moments.zz / noise
+    precision[np.diag_indices_from(precision)] += 1.0 / variances
+    lower, _ = lapack.dpotrf(precision, lower=1, overwrite_a=1)
+    inverse, failed = lapack.dpotri(lower, lower=1, overwrite_c=1)
+    if failed:
+        raise ValueError("the sums over rounds are not positive: were they changed after they were summed up?")
+    covariance = np.tril(inverse) + np.tril(inverse, -1).T
+    return covariance @ moments.ze / noise, covariance
+
+
+def _known(covariance: Floats, groups: Ints, *, variances: Floats) -> Floats:
+    """Shape (groups,): how many of each group's parameters the data determine; MacKay's gamma."""
+    sizes = np.bincount(groups, minlength=GROUPS)
+    left = np.bincount(groups, np.diag(covariance), GROUPS) / variances
+    return np.clip(sizes - left, 0.0, sizes)
+
+
+def _noise(moments: _Moments, *, mean: Floats, known: float, spread: float) -> float:
+    left = moments.ee - 2 * mean @ moments.ze + mean @ moments.zz @ mean
+    return (spread**2 + max(float(left), 0.0)) / (1.0 + max(moments.n - known, 0.0))
+
+
+def _spread_of_reward(s: Statistics) -> float:
+    """Return the standard deviation of the reward; 1 where nothing is known of it."""
+    n = s.n.sum()
+    if not n:
+        return 1.0
+    mean = s.xr[:, s.layout.columns.index(BIAS)].sum() / n
+    variance = s.rr.sum() / n - mean**2
+    return float(np.sqrt(variance)) if variance > 1e-12 * max(mean**2, 1e-12) else 1.0
+
+
+def _column_scales(s: Statistics) -> Floats:
+    """Shape (d,): root mean square of each column where it is not 0; 1 where it never was."""
+    squares = np.einsum("fdd->d", s.xx)
+    means: Floats = np.divide(squares, s.seen, out=np.ones_like(squares), where=s.seen > 0)
+    return np.sqrt(means)
+
+
+def _baseline(s: Statistics, *, column_scales: Floats, without: int | None = None) -> Floats:
+    """Shape (d,): ridge regression of the reward on the context; the ridge weighs as much as one round."""
+    folds = [f for f in range(FOLDS) if f != without]
+    return np.linalg.solve(s.xx[folds].sum(axis=0) + np.diag(column_scales**2), s.xr[folds].sum(axis=0))
+
+
+def _left_by_baseline(s: Statistics, *, column_scales: Floats, units: Floats) -> _Moments:
+    """Return the moments of `e = r - m(x)`, where no customer's own rewards are in their `m`."""
+    ze, ee = np.zeros(len(units)), 0.0
+    for fold in range(FOLDS):
+        m = _baseline(s, column_scales=column_scales, without=fold)
+        ze += s.zr[fold] - s.zx[fold] @ m
+        ee += s.rr[fold] - 2 * m @ s.xr[fold] + m @ s.xx[fold] @ m
+    return _Moments(s.zz / np.multiply.outer(units, units), ze / units, float(ee), float(s.n.sum()))
+
+
+# Draws from it, and what they make of a context
+
+
+def committee(posterior: Posterior, *, members: int, boldness: float) -> Floats32:
+    """Return draws from the posterior, shape (p, members): the same for the same rounds.
+
+    The generator is counter-based (Philox) and keyed by the rounds' fingerprint. A draw strays from the mean by
+    `boldness` times what the posterior says.
+    """
+    lower = boldness * np.linalg.cholesky(posterior.covariance)
+    key = f"{posterior.fingerprint}/{posterior.n:.6g}"
+    normals = _keyed(key).standard_normal((len(posterior.mean), members))
+    return (posterior.mean[:, None] + lower @ normals).astype(np.float32)
+
+
+def mean_for(to: Layout, mean: Floats, *, of: Layout) -> Floats:
+    """Return a mean (p,) by the names of another layout; what is new there has no effect."""
+    at = to.positions(of)
+    return np.where(at >= 0, mean[at], 0.0)
+
+
+def committee_for(to: Layout, drawn: Floats32, *, prior: Prior) -> Floats32:
+    """Return draws (p, members) by the names of another layout.
+
+    A level that is new starts from draws of the prior, beside all that `nudge` and its other factors know. A column
+    that is new has no weight.
+    """
+    at = to.positions(prior.layout)
+    known = set(prior.layout.levels), set(prior.layout.columns)
+    fresh = [i for i in np.flatnonzero(at < 0).tolist() if i >= to.mains or _is_fresh(to.parameters[i], *known)]
+    out = np.where(at[:, None] >= 0, drawn[at], np.float32(0.0))
+    out[fresh] = prior_draws(to, prior, rows=fresh, members=drawn.shape[1])
+    return out
+
+
+def _is_fresh(parameter: Parameter, levels: set[str], columns: set[str]) -> bool:
+    return parameter[0] not in levels and parameter[1] in columns
+
+
+def prior_draws(to: Layout, prior: Prior, *, rows: Sequence[int], members: int) -> Floats32:
+    """Return draws (rows, members) of the prior for some parameters of a layout, each keyed by its name."""
+    sizes = dict(zip(prior.layout.columns, prior.column_scales, strict=True))
+    out = np.empty((len(rows), members), dtype=np.float32)
+    for row, i in enumerate(rows):
+        level, other = to.parameters[i]
+        scale = prior.scales[to.groups[i]] / sizes.get(other, 1.0)
+        out[row] = scale * _keyed(f"{level}|{other}").standard_normal(members)
+    return out
+
+
+def _keyed(text: str) -> np.random.Generator:
+    key = int.from_bytes(blake2b(text.encode(), digest_size=16).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+class Weights(NamedTuple):
+    """Parameters as they are used: `nudge` added to each incentive, and the pairs of each action added up.
+
+    Args:
+        levels: (d, l - 1, ...), by column and by level of incentive, tone and timing.
+        cells: (k - 1, ...), by nudge.
+    """
+
+    levels: Floats | Floats32
+    cells: Floats | Floats32
+
+
+def weights(to: Layout, parameters: Floats | Floats32) -> Weights:
+    """Return parameters (p, ...) as they are used."""
+    rest = parameters.shape[1:]
+    levels = parameters[: to.mains].reshape(len(to.levels), len(to.columns), *rest)
+    used = levels[1:].copy()
+    used[: to.space.shape[0]] += levels[0]
+    pairs = parameters[to.mains :]
+    cells = np.zeros((to.space.k - 1, *rest), dtype=parameters.dtype)
+    first = 0
+    for a, b in PAIRS:
+        width = to.space.shape[b]
+        cells += pairs[first + to.space.levels[1:, a] * width + to.space.levels[1:, b]]
+        first += to.space.shape[a] * width
+    return Weights(np.moveaxis(used, 1, 0).copy(), cells)
+
+
+def effects(to: Layout, used: Weights, contexts: Floats) -> Floats:
+    """Return tau (n, k) for contexts (n, d): the factors are scored, not the actions; 0 for hold."""
+    by_level = to.design(contexts) @ used.levels
+    i, t, _ = to.space.shape
+    grid = by_level[:, :i, None, None] + by_level[:, None, i : i + t, None] + by_level[:, None, None, i + t :]
+    tau = np.zeros((len(contexts), to.space.k))
+    np.add(grid.reshape(len(contexts), to.space.k - 1), used.cells, out=tau[:, 1:])
+    return tau

@@ -1,0 +1,374 @@
+"""How does Vowpal Wabbit choose? It learns here, and its weights are read out: served as arrays, without VW.
+
+Rounds are learned by `--cb_explore_adf`, each as its drawn action alone, with the probability `p x allowed actions` (at
+most 1): the weight that VW gives the round when it is shown all actions, without parsing 300 of them.
+"""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self
+from urllib.parse import quote
+
+import numpy as np
+
+from optimizer.actions import ActionSpace, Bools, Floats, Ints
+from optimizer.policy import Rounds
+from policies import saved
+from policies.factored import Statistics
+from policies.inputs import check, check_rounds
+from policies.layout import Layout, layout
+from policies.posterior import Weights, effects, weights
+from policies.saved import Array, Saved
+
+_FNV_PRIME = 16_777_619
+"""VW's hash of a pair of features is `(prime x first) xor second`."""
+
+_SPACES = {"incentive": "i", "tone": "t", "timing": "m", "hold": "h"}
+_FIXED = "--quiet --noconstant --cb_explore_adf -q xh -q xi -q xt -q xm -q it -q im -q tm"
+
+_REFUSED = {
+    "--elim": "with --squarecb it gives negative probabilities; leave it out",
+    "--regcb": "its bounds assume costs in [0, 1], which rewards in money are not; use --squarecb",
+    "--regcbopt": "its answer is not a distribution: every tied action gets 1; use --squarecb",
+    "--large_action_space": "it gives most actions probability 0, so no log of it can be evaluated; leave it out",
+    "--merge_models": "merging resets SquareCB's exploration, so a converged model chooses evenly; train on all rounds",
+    "--cover": "its members are weighted by state that cannot be read out; use --bag",
+    "--softmax": "its probabilities follow the unit of reward; use --squarecb",
+    "--greedify": "use --bag without it, so that members vote",
+    "--cb_type": "only mtr learns from the drawn action alone; leave it out",
+    "--first_only": "ties are shared evenly here, as VW does by default; leave it out",
+}
+
+
+class Arguments(NamedTuple):
+    """What VW is told, as far as deciding depends on it.
+
+    Args:
+        explore: `squarecb`, `epsilon` or `bag`.
+        epsilon: least probability, times the number of allowed actions.
+        gamma_scale, gamma_exponent: of SquareCB: gaps count `scale x learned rounds ** exponent`.
+        members: of a bag; 1 otherwise.
+        bits: of the hash.
+    """
+
+    explore: str
+    epsilon: float
+    gamma_scale: float
+    gamma_exponent: float
+    members: int
+    bits: int
+
+
+class Learned(NamedTuple):
+    """The weights of VW, as costs, by the names of a layout; `b` members of a bag.
+
+    Args:
+        layout: the names.
+        parameters: (p, b): what a level's column and a pair cost. `nudge` is what hold would have cost, negated.
+        constants: (l, b): what a level costs whatever the context.
+        hold: (d, b): what a column costs under hold.
+    """
+
+    layout: Layout
+    parameters: Floats
+    constants: Floats
+    hold: Floats
+
+    @classmethod
+    def nothing(cls, named: Layout, *, members: int) -> Self:
+        """Return the weights before any round."""
+        sizes = len(named.parameters), len(named.levels), len(named.columns)
+        return cls(named, *(np.zeros((size, members)) for size in sizes))
+
+    def under(self, other: Layout) -> Self:
+        """Return the weights by the names of another layout; what is new there costs nothing."""
+        return type(self)(
+            other,
+            _taken(self.parameters, other.positions(self.layout)),
+            _taken(self.constants, _places(other.levels, self.layout.levels)),
+            _taken(self.hold, _places(other.columns, self.layout.columns)),
+        )
+
+    def member(self, at: int) -> "Member":
+        """Return one member of the bag, ready to score."""
+        used = weights(self.layout, self.parameters[:, at])
+        constants: Floats = self.layout.level_features[1:] @ self.constants[:, at]
+        return Member(
+            self.layout, Weights(used.levels, used.cells + constants), self.hold[:, at], -self.constants[0, at]
+        )
+
+
+class Member(NamedTuple):
+    """One linear model of the costs."""
+
+    layout: Layout
+    weights: Weights
+    hold: Floats
+    constant: float
+
+    def costs(self, contexts: Floats) -> Floats:
+        """Return the costs (n, k) that VW predicts."""
+        hold: Floats = self.layout.design(contexts) @ self.hold + self.constant
+        return effects(self.layout, self.weights, contexts) + hold[:, None]
+
+
+def _places(names: tuple[str, ...], among: tuple[str, ...]) -> Ints:
+    index = {name: i for i, name in enumerate(among)}
+    return np.array([index.get(name, -1) for name in names], dtype=np.intp)
+
+
+def _taken(array: Floats, at: Ints) -> Floats:
+    return np.where(at[:, None] >= 0, array[at], 0.0)
+
+
+class Vowpal:
+    """Vowpal Wabbit's contextual bandit over the factors of an action, compiled to arrays.
+
+    It gives the probabilities of VW's own `predict` on the same model, to 1e-5. Not centred: on confounded logs prefer
+    `thompson`. VW minimises, so rewards are negated in here and nowhere else.
+
+    Args:
+        space: the actions and features.
+        arguments: VW's own: one of `--squarecb`, `--epsilon e` and `--bag n`, with `--gamma_scale`, `--gamma_exponent`,
+            `-l`, `--power_t`, `--l1`, `--l2`, `-b`, `--random_seed`. Those with known faults are refused.
+
+    >>> space = ActionSpace(("badge",), ("warm",), ("now",), features=("bias",))
+    >>> policy = Vowpal(space, arguments="--epsilon 0.1")
+    >>> policy.probabilities(np.ones((1, 1)), np.array([[True, True]]), np.array([0.0, 0.2])).tolist()
+    [[0.95, 0.05]]
+    """
+
+    name: ClassVar[str] = "vowpal"
+
+    def __init__(self, space: ActionSpace, *, arguments: str = "--squarecb --gamma_scale 100") -> None:
+        self.space = space
+        self.arguments = arguments
+        self._told = parse(arguments)
+        self._become(Learned.nothing(layout(space), members=self._told.members), model=b"", n=0)
+
+    def _become(self, learned: Learned, *, model: bytes, n: int) -> None:
+        self._learned, self._model, self._n = learned, model, n
+        used = learned.under(layout(self.space))
+        self._members = [used.member(at) for at in range(self._told.members)]
+
+    def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
+        check(self.space, contexts, allowed=allowed, prices=prices)
+        told, voted = self._told, np.zeros(allowed.shape)
+        for member in self._members:
+            costs = np.where(allowed, member.costs(contexts) + prices, np.inf)
+            if told.explore == "squarecb":
+                return _inverse_gap(costs, gamma=told.gamma_scale * self._n**told.gamma_exponent)
+            best = _tied(costs)
+            voted += best / best.sum(axis=1, keepdims=True) / told.members
+        return _at_least(voted, allowed, told.epsilon / allowed.sum(axis=1, keepdims=True))
+
+    def learn(self, rounds: Rounds) -> None:
+        if not len(rounds):
+            return
+        check_rounds(self.space, rounds)
+        with TemporaryDirectory() as folder:
+            workspace = self._workspace(Path(folder))
+            named = layout(self.space)
+            for lines in examples(named, rounds):
+                workspace.learn(lines)
+            learned = _read_out(workspace, named, self._told)
+            workspace.save(str(Path(folder) / "learned"))
+            workspace.finish()
+            model = (Path(folder) / "learned").read_bytes()
+        self._become(learned, model=model, n=self._n + len(rounds))
+
+    def absorb(self, statistics: Statistics) -> NoReturn:
+        """Refuse: VW learns round by round."""
+        raise ValueError(f"vowpal does not add shards up: {_REFUSED['--merge_models']}")
+
+    def _workspace(self, folder: Path) -> Any:
+        """Return VW with what it has learned so far; a new one where that is nothing."""
+        from vowpalwabbit import Workspace
+
+        if not self._model:
+            return Workspace(f"{_FIXED} {self.arguments}")
+        (folder / "model").write_bytes(self._model)
+        return Workspace(f"--quiet -i {folder / 'model'}")
+
+    def packed(self) -> Saved:
+        """Return what `save` writes."""
+        settings = {"arguments": self.arguments, "trained": saved.names(self._learned.layout.space), "n": self._n}
+        arrays: dict[str, Array] = {
+            "parameters": self._learned.parameters,
+            "constants": self._learned.constants,
+            "hold": self._learned.hold,
+            "model": np.frombuffer(self._model, dtype=np.uint8),
+        }
+        return Saved(self.name, self.space, settings, arrays)
+
+    @classmethod
+    def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
+        """Return what `load` reads."""
+        policy = cls(space, arguments=packed.setting("arguments", str))
+        named = Layout(saved.space_of(packed.setting("trained", dict)))
+        members = policy._told.members
+        learned = Learned(
+            named,
+            packed.array("parameters", (len(named.parameters), members)),
+            packed.array("constants", (len(named.levels), members)),
+            packed.array("hold", (len(named.columns), members)),
+        )
+        policy._become(learned, model=packed.array("model", (-1,)).tobytes(), n=packed.setting("n", int))
+        return policy
+
+    def save(self, folder: Path) -> None:
+        saved.write(folder, self.packed())
+
+    @classmethod
+    def load(cls, folder: Path, space: ActionSpace) -> Self:
+        return cls.unpacked(saved.read(folder, kind=cls.name), space)
+
+
+# What VW is told
+
+
+def parse(arguments: str) -> Arguments:
+    """Return what deciding depends on; ValueError, with the reason, for what is not supported.
+
+    >>> parse("--bag 4 --epsilon 0.05").members
+    4
+    >>> parse("--squarecb --elim")
+    Traceback (most recent call last):
+    ValueError: --elim is refused: with --squarecb it gives negative probabilities; leave it out
+    """
+    given = dict(_flags(arguments))
+    explore: list[str] = [name for name in ("squarecb", "bag") if name in given]
+    explore = explore or ["epsilon"]
+    if len(explore) > 1 or (explore == ["epsilon"] and "epsilon" not in given):
+        raise ValueError(f"arguments = {arguments!r}: expected one of --squarecb, --bag n and --epsilon e")
+    told = Arguments(
+        explore=explore[0],
+        epsilon=given.get("epsilon", 0.0),
+        gamma_scale=given.get("gamma_scale", 10.0),
+        gamma_exponent=given.get("gamma_exponent", 0.5),
+        members=int(given.get("bag", 1)),
+        bits=int(given.get("bit_precision", 18)),
+    )
+    if told.explore == "squarecb" and told.epsilon:
+        raise ValueError("--epsilon goes with --bag or alone: under --squarecb VW does not use it")
+    if not (0 <= told.epsilon <= 1 and told.gamma_scale > 0 and 1 <= told.members <= 64 and 8 <= told.bits <= 28):
+        raise ValueError(f"arguments = {arguments!r}: epsilon in 0..1, gamma_scale > 0, bag in 1..64, -b in 8..28")
+    return told
+
+
+_SUPPORTED = (
+    "squarecb", "epsilon", "bag", "gamma_scale", "gamma_exponent", "learning_rate", "power_t", "l1", "l2",
+    "bit_precision", "random_seed",
+)  # fmt: skip
+
+
+def _flags(arguments: str) -> Iterator[tuple[str, float]]:
+    words = [word for part in shlex.split(arguments) for word in part.split("=", 1)]
+    while words:
+        flag = {"-l": "--learning_rate", "-b": "--bit_precision"}.get(words[0], words[0])
+        words.pop(0)
+        if flag in _REFUSED:
+            raise ValueError(f"{flag} is refused: {_REFUSED[flag]}")
+        name = flag.removeprefix("--")
+        if name not in _SUPPORTED or flag == name:
+            raise ValueError(f"{flag} is not supported; use {', '.join('--' + s for s in _SUPPORTED)}")
+        try:
+            yield name, 1.0 if name == "squarecb" else float(words.pop(0))
+        except (IndexError, ValueError):
+            raise ValueError(f"{flag} needs a number, as in `{flag} 0.5`") from None
+
+
+def examples(named: Layout, rounds: Rounds) -> Iterator[list[str]]:
+    """Yield each round as VW's text: the shared context, and the drawn action with cost and probability."""
+    columns, parts = features(named), actions(named)
+    x = named.design(rounds.contexts)
+    shares = np.minimum(rounds.propensities * rounds.allowed.sum(axis=1), 1.0)
+    rows = zip(x, rounds.actions.tolist(), rounds.rewards.tolist(), shares.tolist(), strict=True)
+    for context, action, reward, share in rows:
+        yield [shared(columns, context), f"0:{-reward!r}:{share!r} {parts[action]}"]
+
+
+def features(named: Layout) -> list[str]:
+    """Return the name of each column as VW reads it."""
+    return [quote(c, safe="=-_.") for c in named.columns]
+
+
+def shared(columns: list[str], context: Floats) -> str:
+    """Return the line of a context (d,); zeros are left out."""
+    at = np.flatnonzero(context).tolist()
+    return "shared |x " + " ".join(f"{columns[j]}:{float(context[j])!r}" for j in at)
+
+
+def actions(named: Layout) -> list[str]:
+    """Return the line of each action."""
+    space = named.space
+    parts = (space.nudge(a) for a in range(space.k))
+    return ["|h hold" if n is None else "|i {} |t {} |m {}".format(*(quote(p, safe="") for p in n)) for n in parts]
+
+
+# What VW has learned
+
+
+def _read_out(workspace: Any, named: Layout, told: Arguments) -> Learned:
+    stride = 1 << (told.members - 1).bit_length()  # members of a bag lie side by side, to the next power of two
+    mask = (1 << told.bits) - 1
+
+    def place(space: str, feature: str) -> int:
+        return int(workspace.hash_feature(feature, workspace.hash_space(space))) * stride
+
+    def cost(at: int) -> list[float]:
+        return [workspace.get_weight((at & mask) + member) for member in range(told.members)]
+
+    columns = [place("x", c) for c in features(named)]
+    levels = {"nudge": place("h", "hold")}
+    for name in named.levels[1:]:
+        factor, level = name.split("=", 1)
+        levels[name] = place(_SPACES[factor], quote(level, safe=""))
+    signs = np.where(np.array(named.levels) == "nudge", -1.0, 1.0)[:, None]
+    constants = signs * np.array([cost(levels[name]) for name in named.levels])
+    slopes = np.array([[cost((_FNV_PRIME * c) ^ levels[name]) for c in columns] for name in named.levels])
+    pairs = [cost((_FNV_PRIME * levels[a]) ^ levels[b]) for a, b in named.parameters[named.mains :]]
+    mains = (signs[:, None] * slopes).reshape(named.mains, told.members)
+    return Learned(
+        named,
+        np.concatenate([mains, np.array(pairs)]),
+        constants,
+        np.array([cost(c) for c in columns]) + slopes[0],
+    )
+
+
+def _inverse_gap(costs: Floats, *, gamma: float) -> Floats:
+    """Shape (n, k): VW's SquareCB, `1 / (K + gamma gap)`; infinite costs are blocked."""
+    open_ = np.isfinite(costs)
+    rows, best = np.arange(len(costs)), costs.argmin(axis=1)
+    gaps = np.where(open_, costs - costs[rows, best][:, None], 0.0)
+    p = np.where(open_, 1.0 / (open_.sum(axis=1, keepdims=True) + gamma * gaps), 0.0)
+    p[rows, best] = 0.0
+    p[rows, best] = 1.0 - p.sum(axis=1)
+    return p
+
+
+def _tied(costs: Floats) -> Bools:
+    """Shape (n, k): which costs VW takes for the least: within 1e-4 of the sum of their sizes."""
+    least = costs.min(axis=1, keepdims=True)
+    open_ = np.isfinite(costs)
+    gaps = np.where(open_, costs - least, np.inf)
+    tied: Bools = gaps <= 1e-4 * (np.where(open_, np.abs(costs), 0.0) + np.abs(least))
+    return tied
+
+
+def _at_least(p: Floats, allowed: Bools, least: Floats) -> Floats:
+    """Shape (n, k): the nearest distribution whose allowed entries are all `least` (n, 1) or more.
+
+    Those below are raised, and the others pay in equal parts, over again while that leaves some below.
+    """
+    low = allowed & (p < least)
+    while True:
+        rest = allowed & ~low
+        paid = ((least * low).sum(axis=1) - np.where(low, p, 0.0).sum(axis=1)) / np.maximum(rest.sum(axis=1), 1)
+        raised = np.where(low, least, np.where(rest, p - paid[:, None], 0.0))
+        if not (newly := rest & (raised < least)).any():
+            return raised
+        low |= newly

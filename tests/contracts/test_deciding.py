@@ -1,0 +1,228 @@
+"""What a store promises to who decides, on every server."""
+
+import asyncio
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from optimizer.program import DAY
+from serving.store import Store, StoreError, Wanted
+from tests.contracts.steps import (
+    BUDGETED,
+    PROGRAM,
+    active,
+    decide,
+    decisions,
+    drawing,
+    left,
+    log,
+    outcome,
+    propose,
+    spent,
+)
+from tests.small_program import NOON
+
+
+async def test_a_customer_never_seen_is_new_and_known_once_decided(store: Store) -> None:
+    (before,) = await store.read(PROGRAM, [Wanted("ada", "d1", NOON)])
+    assert (before.rev, before.answer, before.customer.stage) == (0, None, "new")
+    assert before.customer.enrolled_at == NOON
+    assert await decide(store, "ada", action="badge/warm/now", decision_id="d1") == ["committed"]
+    (after,) = await store.read(PROGRAM, [Wanted("ada", "d2", NOON + 60)])
+    assert after.rev == 1
+    assert after.customer.enrolled_at == NOON
+    assert [s.decision_id for s in after.customer.sent] == ["d1"]
+
+
+async def test_what_is_committed_is_in_the_log_as_it_was_decided(store: Store) -> None:
+    rows = await propose(store, "ada", "bob", "eve")
+    await store.commit(PROGRAM, rows)
+    logged = {d.customer_id: d for d in await decisions(store)}
+    assert logged == {row.decision.customer_id: row.decision for row in rows}
+
+
+async def test_the_same_decision_again_gives_the_first_answer(store: Store) -> None:
+    first = await propose(store, "ada", action="hold")
+    second = await propose(store, "ada", action="badge/warm/now")
+    assert [c.status for c in await store.commit(PROGRAM, first)] == ["committed"]
+    (repeated,) = await store.commit(PROGRAM, second)
+    assert repeated == ("repeated", first[0].answer)
+    assert (await store.read(PROGRAM, [Wanted("ada", "d", NOON)]))[0].answer == first[0].answer
+    assert len(await log(store)) == 1
+
+
+async def test_an_id_belongs_to_its_customer_and_program(store: Store) -> None:
+    assert await decide(store, "ada", decision_id="b:1") == ["committed"]
+    assert await decide(store, "bob", decision_id="b:1") == ["committed"]
+    assert await decide(store, "ada:b", decision_id="1") == ["committed"]
+    assert len(await decisions(store)) == 3
+
+
+async def test_a_customer_who_changed_meanwhile_makes_a_row_stale_and_nothing_is_written(store: Store) -> None:
+    await active(store, "ada")
+    (row,) = await propose(store, "ada", action="badge/warm/now")
+    before = await log(store)
+    for change in ("outcome", "consent", "decision"):
+        match change:
+            case "outcome":
+                await store.report(PROGRAM, [outcome("ada", "later")])
+            case "consent":
+                await store.put("ada", consent=True)
+            case _:
+                await decide(store, "ada", action="hold", decision_id="other")
+        assert (await store.commit(PROGRAM, [row]))[0].status == "stale"
+    assert len(await log(store)) == len(before) + 2
+    assert (await left(store, PROGRAM, name="ada")).customer.sent == ()
+
+
+async def test_a_customer_who_is_twice_in_a_batch_is_decided_once(store: Store) -> None:
+    rows = [*await propose(store, "ada", decision_id="d1"), *await propose(store, "ada", decision_id="d2")]
+    assert [c.status for c in await store.commit(PROGRAM, rows)] == ["committed", "stale"]
+
+
+async def test_a_stale_row_does_not_hold_up_the_others(store: Store) -> None:
+    rows = await propose(store, *(f"c{i}" for i in range(200)))
+    await store.put("c7", consent=True)
+    became = await store.commit(PROGRAM, rows)
+    assert Counter(c.status for c in became) == {"committed": 199, "stale": 1}
+    assert became[7].status == "stale"
+    assert all(c.answer == row.answer for c, row in zip(became, rows, strict=True) if c.status == "committed")
+
+
+async def test_hold_is_stale_too_once_the_budget_no_longer_pays_for_what_was_allowed(store: Store) -> None:
+    """The mask in force is the whole mask: rejecting only what cannot be paid would bias every estimate."""
+    names = [f"c{i}" for i in range(10)]
+    shard = store.shard("c0")
+    same = [n for n in (f"n{i}" for i in range(20_000)) if store.shard(n) == shard][:10] if store.shards > 1 else names
+    await active(store, *same, program=BUDGETED)
+    parts = (await left(store, BUDGETED, name=same[0])).shared.budget
+    payable = int(parts // 300)
+    (waiting,) = await propose(store, same[-1], program=BUDGETED, action="hold", decision_id="w")
+    for name in same[:payable]:
+        assert await decide(store, name, program=BUDGETED, action="coupon/warm/now") == ["committed"]
+    (became,) = await store.commit(BUDGETED, [waiting])
+    assert became.status == ("stale" if payable else "committed")
+
+
+async def test_hold_is_stale_too_once_a_release_pays_for_what_was_blocked(store: Store) -> None:
+    names = [n for n in (f"n{i}" for i in range(20_000)) if store.shard(n) == 0][:12]
+    await active(store, *names, program=BUDGETED)
+    whole = (await left(store, BUDGETED, name=names[0])).shared.budget
+    if whole < 300:
+        pytest.skip("the budget of one of 256 shards pays for no coupon")
+    for name in names[:10]:
+        await decide(store, name, program=BUDGETED, action="coupon/warm/now")
+    (waiting,) = await propose(store, names[11], program=BUDGETED, action="hold")
+    assert waiting.decision.blocked["incentive=coupon"] == "budget"
+    await store.report(BUDGETED, [outcome(names[0], "o", "not_shown", program=BUDGETED, decision_id="d")])
+    assert (await store.commit(BUDGETED, [waiting]))[0].status == "stale"
+
+
+@pytest.mark.parametrize("callers", [2, 40])
+async def test_many_who_race_for_one_budget_never_overspend_it(store: Store, url: str, callers: int) -> None:
+    """Callers on connections of their own, each with customers of its own, decide until nobody can be nudged."""
+    program = BUDGETED
+    stores = [await Store.open(url) for _ in range(2)]
+    names = [f"c{i}" for i in range(120)]
+    await active(store, *names, program=program)
+
+    async def decided(caller: int) -> None:
+        mine = stores[caller % 2]
+        for name in names[caller::callers]:
+            for _ in range(200):
+                (row,) = await propose(mine, name, program=program)
+                dear = [
+                    a for a in ("coupon/warm/now", "gift/warm/now") if row.decision.vector[program.space.names.index(a)]
+                ]
+                drawn = drawing(program, row.decision, dear[-1] if dear else "hold")
+                (became,) = await mine.commit(program, [row._replace(decision=drawn)])
+                if became.status == "committed":
+                    break
+            else:
+                pytest.fail(f"{name} was stale 200 times")
+
+    await asyncio.gather(*(decided(caller) for caller in range(callers)))
+    made = await decisions(store)
+    gifts = sum(d.action_name.startswith("gift") for d in made)
+    whole = sum([(await left(store, program, name=n)).shared.budget for n in _one_a_shard(store)])
+    assert len(made) == 120
+    assert spent(made) + whole == 3_000
+    assert gifts <= 2
+    if store.shards == 1:
+        assert (gifts, spent(made)) == (2, 2_800)  # two gifts, six coupons, and two euros that pay for neither
+    for other in stores:
+        await other.close()
+
+
+def _one_a_shard(store: Store) -> list[str]:
+    by_shard = {store.shard(name): name for name in (f"s{i}" for i in range(20_000))}
+    assert len(by_shard) == store.shards
+    return list(by_shard.values())
+
+
+async def test_the_parts_of_all_shards_are_the_whole(store: Store) -> None:
+    found = [await left(store, BUDGETED, name=name) for name in _one_a_shard(store)]
+    assert sum(f.shared.budget for f in found) == 3_000
+    assert sum(f.shared.stock[2] for f in found) == 2
+    assert all(np.isinf(f.shared.stock[:2]).all() for f in found)
+
+
+async def test_each_period_has_its_own_budget_and_its_own_turn(store: Store) -> None:
+    names = [n for n in (f"n{i}" for i in range(20_000)) if store.shard(n) == 0][:3]
+    await active(store, *names, program=BUDGETED)
+    found = await store.read(BUDGETED, [Wanted(n, "d", NOON + 7 * DAY * (i // 2)) for i, n in enumerate(names)])
+    assert found[0].turn == found[1].turn != found[2].turn
+    assert found[0].shared is found[1].shared
+    whole = found[0].shared.budget
+    if whole >= 300:
+        await decide(store, names[0], program=BUDGETED, action="coupon/warm/now")
+        assert (await left(store, BUDGETED, name=names[0])).shared.budget == whole - 300
+        assert (await left(store, BUDGETED, name=names[0], at=NOON + 7 * DAY)).shared.budget == whole
+
+
+async def test_a_pause_stops_what_was_decided_before_it(store: Store) -> None:
+    rows = await propose(store, "ada", "bob", action="badge/warm/now")
+    await store.pause("small", "incentive=badge")
+    assert {c.status for c in await store.commit(PROGRAM, rows)} == {"stale"}
+    (again,) = await propose(store, "ada")
+    assert again.decision.blocked["incentive=badge"] == "paused"
+    assert (await store.commit(PROGRAM, [again]))[0].status == "committed"
+    await store.resume("small", "incentive=badge")
+    assert await store.paused("small") == frozenset()
+    assert await decide(store, "bob", action="badge/warm/now") == ["committed"]
+
+
+async def test_only_levels_that_could_exist_are_paused(store: Store) -> None:
+    await store.pause("small")
+    assert await store.paused("small") == {"program"}
+    with pytest.raises(ValueError, match='expected "program", or a level'):
+        await store.pause("small", "coupon")
+
+
+async def test_a_price_is_in_force_from_the_next_reading_on(store: Store) -> None:
+    (before,) = await propose(store, "ada")
+    await store.set_cost_price("small", 0.25)
+    assert (await store.commit(PROGRAM, [before]))[0].status == "stale"
+    assert (await propose(store, "ada"))[0].decision.cost_price == 0.25
+
+
+async def test_scripts_are_loaded_again_when_the_server_forgot_them(store: Store) -> None:
+    assert await decide(store, "ada") == ["committed"]
+    await store.command("SCRIPT", "FLUSH")
+    assert await decide(store, *(f"c{i}" for i in range(100))) == ["committed"] * 100
+
+
+async def test_a_full_memory_is_said_and_leaves_nothing_half_written(store: Store) -> None:
+    await decide(store, "ada")
+    before = await log(store)
+    rows = await propose(store, "bob", action="badge/warm/now")
+    await store.command("CONFIG", "SET", "maxmemory", "1")
+    try:
+        with pytest.raises(StoreError, match="maxmemory"):
+            await store.commit(PROGRAM, rows)
+    finally:
+        await store.command("CONFIG", "SET", "maxmemory", "0")
+    assert await log(store) == before
+    assert (await left(store, PROGRAM, name="bob")).rev == 0
+    assert (await store.commit(PROGRAM, rows))[0].status == "committed"

@@ -1,0 +1,101 @@
+"""Does the compiled Vowpal Wabbit give the probabilities that Vowpal Wabbit itself predicts?"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import numpy as np
+import pytest
+
+from optimizer.actions import ActionSpace
+from policies.factored import summarise
+from policies.layout import layout
+from policies.vowpal import Vowpal, actions, features, shared
+from tests.checks import SPACE, contexts, logged, masks
+
+ODD = ActionSpace(
+    ("50 % off", "a:b|c", "7", "plain"),
+    ("über", "x y"),
+    ("now", "8"),
+    features=("stage=new one", "12", "momentum", "a|b:c"),
+)
+"""Names that VW's text format reserves, names that look like numbers, and no feature called bias."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--squarecb --gamma_scale 100",
+        "--squarecb --gamma_scale 3 --gamma_exponent 0.3 -b 12 -l 2",
+        "--epsilon 0.1 --power_t 0.3",
+        "--bag 2",
+        "--bag 3 --epsilon 0.2",
+        "--bag 5 --epsilon 0.1 --random_seed 7",
+    ],
+)
+@pytest.mark.parametrize("space", [SPACE, ODD], ids=["plain", "odd"])
+def test_compiled_probabilities_are_those_of_vw(arguments: str, space: ActionSpace, tmp_path: Path) -> None:
+    """Over 200 random contexts and masks, to 1e-5; with 12 bits many of the features share a weight."""
+    from vowpalwabbit import Workspace
+
+    policy = Vowpal(space, arguments=arguments)
+    policy.learn(logged(300, seed=3, space=space))
+    (tmp_path / "model").write_bytes(policy.packed().arrays["model"].tobytes())
+    workspace = Workspace(f"--quiet -t -i {tmp_path / 'model'}")
+    x, allowed = 2 * contexts(200, seed=4, space=space), masks(200, seed=4, k=space.k)
+    named = layout(space)
+    columns, lines = features(named), actions(named)
+    compiled = policy.probabilities(x, allowed, np.zeros(space.k))
+    for row, p in zip(range(len(x)), compiled, strict=True):
+        context = shared(columns, named.design(x[row : row + 1])[0])
+        predicted = workspace.predict([context, *(lines[a] for a in np.flatnonzero(allowed[row]))])
+        assert np.abs(p[allowed[row]] - predicted).max() < 1e-5
+    workspace.finish()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("--squarecb --elim", "negative probabilities"),
+        ("--regcbopt", "not a distribution"),
+        ("--regcb", r"costs in \[0, 1\]"),
+        ("--squarecb --large_action_space", "probability 0"),
+        ("--squarecb --cb_type=dr", "only mtr"),
+        ("--cover 3", "cannot be read out"),
+        ("--squarecb --bag 3", "expected one of"),
+        ("-l 2", "expected one of"),
+        ("--squarecb --epsilon 0.1", "VW does not use it"),
+        ("--squarecb --interactions xx", "--interactions is not supported; use --squarecb"),
+        ("--epsilon", "--epsilon needs a number"),
+        ("--epsilon 2", r"epsilon in 0\.\.1"),
+    ],
+)
+def test_arguments_with_known_faults_are_refused_with_the_reason(arguments: str, reason: str) -> None:
+    """And those that are unknown, contradictory or out of range, before VW is started."""
+    with pytest.raises(ValueError, match=reason):
+        Vowpal(SPACE, arguments=arguments)
+
+
+def test_adding_shards_up_is_refused_with_the_reason() -> None:
+    """Merging VW's models resets SquareCB's exploration."""
+    with pytest.raises(ValueError, match="merging resets SquareCB's exploration"):
+        Vowpal(SPACE).absorb(summarise(SPACE, logged(10, seed=1)))
+
+
+def test_a_policy_that_was_loaded_decides_without_vw(tmp_path: Path) -> None:
+    """In a process of its own, with vowpalwabbit out of reach."""
+    policy = Vowpal(SPACE)
+    policy.learn(logged(50, seed=3))
+    policy.save(tmp_path)
+    code = """
+        import sys; sys.modules["vowpalwabbit"] = None
+        from pathlib import Path; import numpy as np, policies
+        from tests.checks import SPACE, contexts, masks
+        p = policies.load(Path(sys.argv[1]), SPACE).probabilities(contexts(9, seed=5), masks(9, seed=5), np.zeros(13))
+        print(repr(p.tolist()))
+    """
+    out = subprocess.run([sys.executable, "-c", dedent(code), tmp_path], capture_output=True, text=True, check=True)
+    here = policy.probabilities(contexts(9, seed=5), masks(9, seed=5), np.zeros(SPACE.k))
+    assert json.loads(out.stdout) == here.tolist()

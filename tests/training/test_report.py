@@ -1,0 +1,183 @@
+"""The page: says the verdict in plain words, stands alone, and is legible where it is read."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests.training.worlds import best_for, made_up
+from training import report
+from training.evaluate import Evaluation, Target, baselines, deployed, evaluate
+from training.promotion import Verdict, judge
+
+WORLD = made_up(n=4_000, seed=51)
+PROGRAM = WORLD.dataset.program
+COMMAND = "nudge evaluate --program small --until 2026-01-15"
+
+
+def found(*candidates: Target) -> Evaluation:
+    """Return an evaluation of candidates beside the baselines."""
+    return evaluate(WORLD.dataset, [*baselines(PROGRAM), *candidates])
+
+
+@pytest.fixture(scope="module")
+def good() -> Evaluation:
+    return found(deployed("good", best_for(PROGRAM, {"new": "badge/playful/now"}), PROGRAM, title="A <good> one"))
+
+
+@pytest.fixture(scope="module")
+def verdict(good: Evaluation) -> Verdict:
+    return judge(good)
+
+
+@pytest.fixture(scope="module")
+def page(good: Evaluation, verdict: Verdict) -> str:
+    return report.html(good, verdict, command=COMMAND)
+
+
+class Outside(HTMLParser):
+    """Collects whatever a page would fetch or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note tags and attributes that reach outside."""
+        self.found += [tag] if tag in ("script", "link", "img", "iframe", "object", "form", "base") else []
+        self.found += [f"{tag}.{k}" for k, _ in attrs if k in ("src", "href", "srcset", "action") or k.startswith("on")]
+
+
+def test_the_page_stands_alone(page: str) -> None:
+    outside = Outside()
+    outside.feed(page)
+    assert outside.found == []
+    assert not re.search(r"https?:|url\(|@import", page)
+
+
+def test_what_it_is_given_is_escaped(page: str) -> None:
+    assert "A <good> one" not in page
+    assert "A &lt;good&gt; one" in page
+
+
+def test_a_promotion_says_what_to_do_and_by_how_much(good: Evaluation, verdict: Verdict) -> None:
+    lift = good.score("good").lift
+    said = report.sentence(good, verdict)
+    assert said.startswith("Switch to A <good> one. Over 1,000 decisions it brings ")
+    assert f"€{lift.value * 1_000:,.0f} more than today's policy" in said
+    assert f"at least €{lift.at_level(verdict.level).low * 1_000:,.0f} more" in said
+
+
+def test_keeping_says_that_nothing_was_shown_to_be_better() -> None:
+    evaluation = found(deployed("bad", best_for(PROGRAM, {"active": "coupon/warm/now"}), PROGRAM, title="Coupons"))
+    verdict = judge(evaluation)
+    assert verdict.choice == "keep"
+    said = report.sentence(evaluation, verdict)
+    assert said.startswith("Keep today's policy. No challenger was shown to be better: the best of them, Coupons,")
+
+
+def test_too_little_evidence_says_what_would_mend_it() -> None:
+    small = made_up(n=150, customers=60, seed=2).dataset
+    target = deployed("good", best_for(PROGRAM, {"new": "badge/playful/now"}), PROGRAM)
+    evaluation = evaluate(small, [*baselines(PROGRAM), target])
+    verdict = judge(evaluation)
+    assert verdict.choice == "not enough evidence"
+    said = report.sentence(evaluation, verdict)
+    assert said.startswith("Not enough evidence to decide. Enough of the log resembles the target: 150 rounds")
+    assert "more decisions" in said
+    assert "Not enough evidence" in report.html(evaluation, verdict, command=COMMAND)
+
+
+def test_without_candidates_there_is_still_a_page() -> None:
+    evaluation = found()
+    page = report.html(evaluation, judge(evaluation), command=COMMAND)
+    assert "no candidate was evaluated" in page.lower()
+
+
+def test_everything_that_was_promised_is_on_it(page: str, good: Evaluation) -> None:
+    for heading in (
+        "What each policy is worth",
+        "Where on the journey",
+        "What customers would see",
+        "What each ingredient adds",
+        "Can we trust this?",
+        "For the statistician",
+    ):
+        assert heading in page
+    assert COMMAND in page
+    for title in ("Today&#39;s policy", "No nudges at all", "The program&#39;s rules", "Nudges at random"):
+        assert title in page
+    for check in good.checks:
+        if check.target in ("", "good"):
+            assert check.title in page
+
+
+def test_charts_place_values_in_proportion(good: Evaluation) -> None:
+    chart = report._worth(good)
+    values = [s.value.value for s in good.scores]
+    places = [b.at for b in chart.bars]
+    slope = (places[-1] - places[0]) / (values[-1] - values[0])
+    for value, place in zip(values, places, strict=True):
+        assert place == pytest.approx(places[0] + slope * (value - values[0]), abs=0.02)
+    assert all(0 < b.low <= b.at <= b.high < 100 for b in chart.bars)
+
+
+def test_the_chart_is_a_picture(good: Evaluation, verdict: Verdict, tmp_path: Path) -> None:
+    file = tmp_path / "chart.png"
+    file.write_bytes(report.png(good, verdict))
+    picture = matplotlib.image.imread(file)
+    assert picture.shape[1] == 960
+    assert picture[..., :3].std() > 0.02
+
+
+Pixels = npt.NDArray[np.float32]
+
+
+def shoot(chromium: str, file: Path, *, width: int, height: int = 900) -> Pixels:
+    """Return a page as the browser shows it (height, width, 3)."""
+    shot = file.with_suffix(f".{width}.png")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    profile = f"--user-data-dir={file.parent / 'profile'}"
+    size = [f"--window-size={width},{height}", f"--screenshot={shot}"]
+    subprocess.run(
+        [chromium, "--headless", *quiet, profile, *size, file.as_uri()], check=True, capture_output=True, timeout=90
+    )
+    picture: Pixels = matplotlib.image.imread(shot)[..., :3]
+    return picture
+
+
+@pytest.mark.slow
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("width", [390, 560, 1280])
+def test_nothing_runs_over_the_edge(page: str, needs: Callable[[str], str], tmp_path: Path, width: int) -> None:
+    """The margins at both sides stay paper-white from top to bottom, and the verdict's band is there."""
+    file = tmp_path / "page.html"
+    file.write_text(page)
+    picture = shoot(needs("chromium"), file, width=width, height=7_000)
+    assert picture.shape[1] == width
+    assert (picture[:, -12:] == 1.0).all()
+    assert (picture[:, :12] == 1.0).all()
+    teal = np.abs(picture - np.array([15, 118, 110]) / 255).sum(axis=2) < 0.05
+    assert teal[:400].any(axis=1).sum() > 80
+
+
+@pytest.mark.slow
+@pytest.mark.needs("chromium")
+def test_a_sandboxed_frame_shows_the_same(page: str, needs: Callable[[str], str], tmp_path: Path) -> None:
+    """MLflow's UI shows artifacts in such a frame: no storage, no popups, about 560 px."""
+    alone = tmp_path / "page.html"
+    alone.write_text(page)
+    framed = tmp_path / "frame.html"
+    framed.write_text(
+        '<body style="margin:0"><iframe sandbox="allow-scripts" src="page.html" '
+        'style="border:0;width:560px;height:900px"></iframe>'
+    )
+    chromium = needs("chromium")
+    inside, outside = shoot(chromium, framed, width=560), shoot(chromium, alone, width=560)
+    assert (np.abs(inside - outside) > 0.02).mean() < 0.001

@@ -1,0 +1,63 @@
+"""Training: on what was known at the cut, judged by what came after."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.training.worlds import made_up
+from training.train import LEARNERS, split, train
+
+WORLD = made_up(n=3_000, seed=31)
+
+
+def test_what_is_learned_had_matured_before_what_it_is_judged_by() -> None:
+    halves = split(WORLD.dataset, share=0.6)
+    matures = WORLD.dataset.program.matures_after
+    assert halves.earlier.rounds.at.max() + matures <= halves.later.rounds.at.min()
+    assert len(halves.later) == 1_200
+    assert 0 < len(halves.earlier) < 1_800
+
+
+def test_a_log_without_time_is_cut_by_customer() -> None:
+    rounds = replace(WORLD.dataset.rounds, at=np.zeros(3_000))
+    halves = split(replace(WORLD.dataset, rounds=rounds), share=0.6)
+    assert not set(halves.earlier.rounds.customers) & set(halves.later.rounds.customers)
+    assert len(halves.earlier) + len(halves.later) == 3_000
+    assert 1_500 < len(halves.earlier) < 2_100
+
+
+def test_a_log_that_is_too_short_is_refused_with_how_long_it_should_be() -> None:
+    rounds = replace(WORLD.dataset.rounds, at=np.linspace(0, 86_400, 3_000))
+    with pytest.raises(ValueError, match=r"3,000 matured rounds over 1.0 days, 0 of them matured before the cut"):
+        split(replace(WORLD.dataset, rounds=rounds))
+
+
+def test_a_share_in_percent_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"write 0.65"):
+        split(WORLD.dataset, share=65)
+
+
+def test_candidates_learn_from_shaped_rewards() -> None:
+    """Shaping is made to punish every nudge: a policy that learned from it holds."""
+    punished = np.where(WORLD.dataset.rounds.actions > 0, -5.0, 0.0)
+    (candidate,) = train(replace(WORLD.dataset, training_rewards=punished), kinds=["thompson"])
+    some = WORLD.dataset.rounds.take(slice(50))
+    vectors = candidate.policy.probabilities(some.contexts, some.allowed, np.zeros(WORLD.dataset.program.space.k))
+    assert vectors[:, 0].mean() > 0.95
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[str, int, int]] = []
+    candidates = train(WORLD.dataset, kinds=["thompson"], progress=lambda *x: told.append(x))
+    assert [c.name for c in candidates] == ["thompson"]
+    assert told == [("training thompson", 0, 1), ("training", 1, 1)]
+
+
+def test_thompson_is_the_first_of_the_learners() -> None:
+    assert LEARNERS[0] == "thompson"
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no policy kind 'magic': expected some of thompson"):
+        train(WORLD.dataset, kinds=["magic"])

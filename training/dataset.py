@@ -1,0 +1,346 @@
+"""What did the log teach? Decisions joined with their outcomes, matured, ready to learn from and to judge by."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from optimizer.actions import HOLD, ActionSpace, Bools, Floats, Floats32, Ints
+from optimizer.customer import columns_of, encode
+from optimizer.engine import EVALUATION, HOLDOUT
+from optimizer.events import Scalar
+from optimizer.journey import stage_values
+from optimizer.policy import Rounds
+from optimizer.program import DAY, MINOR_UNITS, Program
+from training import events as log
+
+_CONTEXTS = msgspec.json.Decoder(dict[str, Scalar])
+
+
+@dataclass(frozen=True)
+class After:
+    """Where each round's customer was later: what stage values are fitted on, and what they are then added for.
+
+    Args:
+        day_stages: (n,), the stage a day later. day_rewards: (n,), what events of that day were worth.
+        horizon_stages: (n,), the stage when the program's evaluation horizon had passed.
+    """
+
+    day_stages: Ints
+    day_rewards: Floats
+    horizon_stages: Ints
+
+    def take(self, rows: Ints | Bools | slice) -> "After":
+        """Return some of the rounds."""
+        return After(self.day_stages[rows], self.day_rewards[rows], self.horizon_stages[rows])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Matured rounds of one program, ordered by time, with what training and reports need beside them.
+
+    Args:
+        program: the program whose actions, features and stages the rounds are in.
+        rounds: n rounds, `at` ascending; rewards unshaped.
+        training_rewards: (n,), what policies learn from: the rewards, or as `with_stage_values` shapes them.
+        stages: (n,), index of the customer's stage when deciding.
+        events: for each event, (n,) how often it happened in the round's window.
+        customers: names, by code.
+        loggers: policy versions that chose, by code.
+        total: decisions seen, matured or not.
+        matured: decisions whose window has closed.
+        estimated_propensities: the log did not carry its probabilities; they were estimated.
+    """
+
+    program: Program
+    rounds: Rounds
+    training_rewards: Floats
+    stages: Ints
+    events: dict[str, Floats]
+    customers: tuple[str, ...]
+    loggers: tuple[str, ...]
+    total: int
+    matured: int
+    estimated_propensities: bool = False
+    after: After | None = None
+
+    def __len__(self) -> int:
+        return len(self.rounds)
+
+    @property
+    def matured_share(self) -> float:
+        """Share of the decisions seen whose window has closed; 1 of none."""
+        return self.matured / self.total if self.total else 1.0
+
+    def take(self, rows: Ints | Bools | slice) -> "Dataset":
+        """Return some of the rounds; codes, `total` and `matured` stay those of the whole log."""
+        return replace(
+            self,
+            rounds=self.rounds.take(rows),
+            training_rewards=self.training_rewards[rows],
+            stages=self.stages[rows],
+            events={name: counts[rows] for name, counts in self.events.items()},
+            after=self.after and self.after.take(rows),
+        )
+
+    def with_stage_values(self) -> "Dataset":
+        """Return the rounds with `gamma^h V(stage after the horizon) - V(stage)` added to what is learned from.
+
+        V is worked back from the goal on these rounds alone, so a policy that learns from a slice knows nothing of
+        the rest: one step of policy improvement. Without stages after, nothing is added.
+        """
+        if self.after is None or not len(self):
+            return self
+        size = len(self.program.stages)
+        transitions = np.zeros((size, size))
+        np.add.at(transitions, (self.stages, self.after.day_stages), 1.0)
+        earned = np.bincount(self.stages, weights=self.after.day_rewards, minlength=size).astype(np.float64)
+        values = stage_values(self.program, transitions=transitions, rewards=earned)
+        decay = self.program.discount ** (self.program.evaluation_horizon / DAY)
+        shaped = self.rounds.rewards + decay * values[self.after.horizon_stages] - values[self.stages]
+        return replace(self, training_rewards=shaped)
+
+
+def load(archive: Path, program: Program, *, now: float | None = None) -> Dataset:
+    """Join the archived decisions of a program with their outcomes.
+
+    Decisions of held-out customers and of evaluation traffic are left out, and so are rounds whose window is
+    still open at `now`: unknown is not zero. An outcome counts for every decision of its customer whose
+    window contains it.
+
+    Args:
+        archive: the folder of the archive.
+        program: declares what events are worth now; decisions of its older versions are aligned by action
+            name.
+        now: program time up to which the log is complete, seconds since the epoch; its last entry where omitted.
+
+    Raises:
+        ValueError: naming the file, for an archive that cannot be read.
+    """
+    table = log.read(archive, program.name)
+    decisions = table.filter(pc.field("kind") == "decision").sort_by([("at", "ascending"), ("id", "ascending")])
+    arms = decisions["arm"]
+    decisions = decisions.filter(pc.invert(pc.is_in(arms, pa.array([HOLDOUT, EVALUATION]))))
+    happened = _outcomes(table)
+    versions = log.versions(archive, program.name)
+    now = _last_entry(table) if now is None else now
+    return _join(program, decisions, happened, versions=versions, now=now)
+
+
+def _last_entry(table: pa.Table) -> float:
+    decided = pc.max(table.filter(pc.field("kind") == "decision")["at"]).as_py() or 0.0
+    return float(max(decided, pc.max(table["received_at"]).as_py() or 0.0))
+
+
+class _Happened(NamedTuple):
+    """Outcomes that stand, in order of time: who, what, when, how much, and for which decision."""
+
+    customer: npt.NDArray[np.object_]
+    event: npt.NDArray[np.object_]
+    at: Floats
+    value: Floats
+    decision_id: npt.NDArray[np.object_]
+
+
+def _outcomes(table: pa.Table) -> _Happened:
+    stands = (pc.field("kind") == "outcome") & ~pc.field("revoked")
+    found = table.filter(stands).sort_by([("at", "ascending"), ("id", "ascending")])
+    return _Happened(
+        customer=_objects(found["customer_id"]),
+        event=_objects(found["event"]),
+        at=_floats(found["at"]),
+        value=_floats(found["value"]),
+        decision_id=_objects(found["decision_id"]),
+    )
+
+
+def _objects(column: pa.ChunkedArray) -> npt.NDArray[np.object_]:
+    return np.asarray(column.to_numpy(), dtype=np.object_)
+
+
+def _floats(column: pa.ChunkedArray) -> Floats:
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _join(
+    program: Program,
+    decisions: pa.Table,
+    happened: _Happened,
+    *,
+    versions: Mapping[str, Program],
+    now: float,
+) -> Dataset:
+    total = len(decisions)
+    decisions = decisions.filter(pc.field("at") + float(program.evaluation_horizon) <= now)
+    at = _floats(decisions["at"])
+    names, codes = _coded(_objects(decisions["customer_id"]))
+    loggers, logger = _coded(
+        _objects(pc.binary_join_element_wise(decisions["policy"], decisions["policy_version"], "@"))
+    )
+    vectors, actions, known = _aligned(program.space, decisions, versions=versions)
+    contexts = [_CONTEXTS.decode(text) for text in decisions["context"].to_pylist()]
+    columns = columns_of(program, contexts)
+    sums = _Sums(names, codes, happened)
+    counts, rewards = _rewards(program, sums, at=at)
+    rewards -= _costs(program, decisions, actions=actions, happened=happened)
+    stages = columns["stage"].astype(np.intp)
+    rounds = Rounds(
+        contexts=encode(program, columns),
+        allowed=vectors > 0,
+        probabilities=vectors,
+        actions=actions,
+        rewards=rewards,
+        customers=codes,
+        at=at,
+        cost_prices=_floats(decisions["cost_price"]),
+        burdens=_floats(decisions["burden"]),
+        loggers=logger,
+    )
+    whole = Dataset(
+        program=program,
+        rounds=rounds,
+        training_rewards=rewards,
+        stages=stages,
+        events=counts,
+        customers=names,
+        loggers=loggers,
+        total=total,
+        matured=total if not total else len(at),
+        after=_after(program, sums, stages=stages, at=at),
+    )
+    return whole if known.all() else whole.take(known)
+
+
+def _coded(values: npt.NDArray[np.object_]) -> tuple[tuple[str, ...], Ints]:
+    names, codes = np.unique(values.astype(str), return_inverse=True)
+    return tuple(names.tolist()), codes.astype(np.intp)
+
+
+def _aligned(
+    space: ActionSpace, decisions: pa.Table, *, versions: Mapping[str, Program]
+) -> tuple[Floats32, Ints, Bools]:
+    """Return vectors (n, k), actions (n,) and which rounds (n,) can be read under this version's actions.
+
+    An action that is gone takes its probability with it: the rest is renormalised, which is the distribution
+        given that no such action was drawn, and rounds that drew one are left out.
+    """
+    n = len(decisions)
+    vectors = np.zeros((n, space.k), dtype=np.float32)
+    actions = np.full(n, HOLD, dtype=np.intp)
+    known = np.ones(n, dtype=np.bool_)
+    version = _objects(decisions["program_version"])
+    logged = _objects(decisions["probabilities"])
+    drawn = np.asarray(decisions["action"].to_numpy(), dtype=np.intp)
+    here = {name: i for i, name in enumerate(space.names)}
+    for found in dict.fromkeys(version.tolist()):
+        rows = np.flatnonzero(version == found)
+        names = versions[found].space.names
+        target = np.array([here.get(name, -1) for name in names], dtype=np.intp)
+        raw = np.frombuffer(b"".join(logged[rows]), dtype="<f4").reshape(len(rows), len(names))
+        block = np.zeros((len(rows), space.k), dtype=np.float32)
+        block[:, target[target >= 0]] = raw[:, target >= 0]
+        if (target < 0).any():
+            block /= block.sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+        vectors[rows] = block
+        known[rows] = target[drawn[rows]] >= 0
+        actions[rows] = np.maximum(target[drawn[rows]], HOLD)
+    return vectors, actions, known
+
+
+class _Sums:
+    """Sums of outcomes over windows, for decisions (n,) of the same customer: exact, by ranks of time."""
+
+    def __init__(self, names: Sequence[str], codes: Ints, happened: _Happened) -> None:
+        who = {name: i for i, name in enumerate(names)}
+        self.who = np.array([who.get(name, -1) for name in happened.customer.tolist()], dtype=np.intp)
+        self.codes = codes
+        self.happened = happened
+        self.instants = np.unique(happened.at)
+
+    def _keys(self, codes: Ints, ranks: Ints) -> Ints:
+        return codes * (len(self.instants) + 1) + ranks
+
+    def over(self, chosen: Bools, weights: Floats, *, start: Floats, end: Floats) -> Floats:
+        """Shape (n,): the sum of weights of chosen outcomes with start <= at < end."""
+        rows = np.flatnonzero(chosen & (self.who >= 0))
+        keys = self._keys(self.who[rows], np.searchsorted(self.instants, self.happened.at[rows]))
+        order = np.argsort(keys, kind="stable")
+        running = np.concatenate([[0.0], np.cumsum(weights[rows][order])])
+        keys = keys[order]
+        first = np.searchsorted(keys, self._keys(self.codes, np.searchsorted(self.instants, start)))
+        last = np.searchsorted(keys, self._keys(self.codes, np.searchsorted(self.instants, end)))
+        sums: Floats = running[last] - running[first]
+        return sums
+
+
+def _worth(program: Program, name: str, value: Floats) -> Floats:
+    """Shape (outcomes,): what each outcome of an event is worth, in reward units."""
+    event = program.events[program.event_index[name]]
+    if not event.scaled:
+        return np.full(len(value), event.value)
+    return event.value * np.where(np.isnan(value), 0.0, value)
+
+
+def _rewards(program: Program, sums: _Sums, *, at: Floats) -> tuple[dict[str, Floats], Floats]:
+    """Return the count of each event in each round's window, and the worth of all of them together (n,)."""
+    counts: dict[str, Floats] = {}
+    rewards = np.zeros(len(at))
+    for name, window in zip(program.event_index, program.windows.tolist(), strict=True):
+        chosen = sums.happened.event == name
+        span = {"start": at, "end": at + window}
+        counts[name] = sums.over(chosen, np.ones(len(chosen)), **span)
+        if program.events[program.event_index[name]].value:
+            rewards += sums.over(chosen, _worth(program, name, sums.happened.value), **span)
+    return counts, rewards
+
+
+def _costs(program: Program, decisions: pa.Table, *, actions: Ints, happened: _Happened) -> Floats:
+    """Shape (n,): what each decision cost; nothing if it held or its nudge was reported as not shown."""
+    shown = happened.event != "not_shown"
+    unseen = set(happened.decision_id[~shown].tolist())
+    costs = program.space.action_costs[actions]
+    if unseen:
+        ids = _objects(decisions["id"])
+        costs = np.where([i in unseen for i in ids.tolist()], 0.0, costs)
+    return np.round(costs * MINOR_UNITS) / MINOR_UNITS
+
+
+def _after(program: Program, sums: _Sums, *, stages: Ints, at: Floats) -> After:
+    earned = np.zeros(len(at))
+    for event in program.events:
+        chosen = sums.happened.event == event.name
+        if event.value and chosen.any():
+            earned += sums.over(chosen, _worth(program, event.name, sums.happened.value), start=at, end=at + DAY)
+    return After(
+        day_stages=_stages_at(program, sums, stages=stages, at=at, when=at + DAY),
+        day_rewards=earned,
+        horizon_stages=_stages_at(program, sums, stages=stages, at=at, when=at + program.evaluation_horizon),
+    )
+
+
+def _stages_at(program: Program, sums: _Sums, *, stages: Ints, at: Floats, when: Floats) -> Ints:
+    """Shape (n,): each customer's stage at a time: as its last decision saw it, moved by what happened since."""
+    codes, happened, index = sums.codes.tolist(), sums.happened, program.event_index
+    asked = zip(codes, when.tolist(), [2] * len(when), range(len(when)), strict=True)
+    seen = zip(codes, at.tolist(), [0] * len(when), stages.tolist(), strict=True)
+    moved = [
+        (who, time, 1, index[event])
+        for who, time, event in zip(sums.who.tolist(), happened.at.tolist(), happened.event.tolist(), strict=True)
+        if who >= 0 and event in index
+    ]
+    moves = program.moves.tolist()
+    found, stage = np.array(stages), 0
+    for _, _, kind, what in sorted([*asked, *seen, *moved]):
+        if kind == 0:
+            stage = what
+        elif kind == 1:
+            stage = moves[stage][what]
+        else:
+            found[what] = stage
+    return found

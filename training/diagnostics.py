@@ -1,0 +1,295 @@
+"""Can this log answer this question? Checks that pass, warn or fail, each with what would mend it.
+
+A failed check means *not enough evidence*: the numbers may still be looked at, but nothing is promoted on
+them.
+"""
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+from scipy.special import ndtri
+
+from optimizer.actions import FACTORS, HOLD, ActionSpace, Bools, Floats, Ints
+from optimizer.policy import Rounds
+from training.dataset import Dataset
+from training.intervals import Estimate, clustered
+from training.ope import SUM_TOLERANCE, Evidence
+
+Status = Literal["pass", "warn", "fail"]
+
+ENOUGH = 200.0
+"""Effective rounds below which an estimate is not to be relied on."""
+
+RARE = 1e-4
+"""A logged probability below this is no support: one draw in ten thousand tells nothing."""
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was checked: of the log, or, where `target` names one, of that target on the log."""
+
+    name: str
+    title: str
+    status: Status
+    value: float
+    finding: str
+    mend: str = ""
+    target: str = ""
+
+
+def vectors(rounds: Rounds) -> Check:
+    """Check that every logged vector is a distribution over the allowed actions with the drawn action in it."""
+    p = rounds.probabilities
+    sums = p.sum(axis=1, dtype=np.float64)
+    wrong = ~((p >= 0) & (p <= 1 + SUM_TOLERANCE) & (rounds.allowed | (p == 0))).all(axis=1)
+    wrong |= ~(np.abs(sums - 1.0) <= SUM_TOLERANCE)
+    wrong |= ~(p[np.arange(len(p)), rounds.actions] > 0)
+    bad = int(wrong.sum())
+    first = f"; the first is round {int(np.argmax(wrong))}" if bad else ""
+    return Check(
+        name="vectors",
+        title="Logged probabilities are valid",
+        status="fail" if bad else "pass",
+        value=float(bad),
+        finding=f"{bad:,} of {len(rounds):,} rounds have a vector that could not have been drawn from{first}",
+        mend="log the vector that was drawn from, over the allowed actions" if bad else "",
+    )
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """How often each level was drawn, and how often its logged probability says. Tallies of blocks add up.
+
+    `drawn`, `expected`, `variance`: (levels,), hold first, then the levels of each factor.
+    """
+
+    drawn: Floats
+    expected: Floats
+    variance: Floats
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(self.drawn + other.drawn, self.expected + other.expected, self.variance + other.variance)
+
+
+def tally(rounds: Rounds, space: ActionSpace) -> Tally:
+    """Count draws against what was logged, by level of each factor."""
+    member = membership(space)
+    p = rounds.probabilities @ member.astype(np.float32)
+    chances = p.astype(np.float64)
+    return Tally(
+        member[rounds.actions].sum(axis=0, dtype=np.float64),
+        chances.sum(axis=0),
+        (chances * (1.0 - chances)).clip(0.0).sum(axis=0),
+    )
+
+
+def membership(space: ActionSpace) -> Bools:
+    """Return which actions (k) belong to hold and to each level of each factor: (k, 1 + levels)."""
+    hot = [space.levels[:, [f]] == np.arange(size) for f, size in enumerate(space.shape)]
+    return np.hstack([np.arange(space.k)[:, None] == HOLD, *hot])
+
+
+def level_names(space: ActionSpace) -> list[str]:
+    """Name the columns of `membership`: `hold`, then `incentive=coupon` and so on."""
+    return ["hold", *(f"{f}={n}" for f, names in zip(FACTORS, space.factors, strict=True) for n in names)]
+
+
+def calibration(counts: Tally, space: ActionSpace) -> Check:
+    """Check that actions were drawn as often as their logged probabilities say.
+
+    Each level's z score is compared with the normal quantile for a false alarm of 1 in 10,000 (fail) or 1 in
+    100 (warn) over all levels.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = np.abs(counts.drawn - counts.expected) / np.sqrt(counts.variance)
+    z = np.where(counts.variance > 1e-9, z, np.where(np.abs(counts.drawn - counts.expected) > 1e-3, np.inf, 0.0))
+    worst = int(np.argmax(z))
+    fail, warn = (float(-ndtri(alarm / 2 / len(z))) for alarm in (1e-4, 1e-2))
+    status: Status = "fail" if z[worst] > fail else "warn" if z[worst] > warn else "pass"
+    drawn, expected = counts.drawn[worst], counts.expected[worst]
+    return Check(
+        name="calibration",
+        title="Draws match the logged probabilities",
+        status=status,
+        value=float(z[worst]),
+        finding=f"furthest off is {level_names(space)[worst]}: drawn {drawn:,.0f} times, {expected:,.1f} expected "
+        f"(z = {z[worst]:.1f}, limit {fail:.1f})",
+        mend="" if status == "pass" else "find what changes the action or the vector between draw and log",
+    )
+
+
+def maturity(dataset: Dataset) -> Check:
+    """Check that enough of the decisions seen are old enough to be judged."""
+    share = dataset.matured_share
+    days = dataset.program.matures_after / 86_400
+    return Check(
+        name="maturity",
+        title="Outcomes have had their time",
+        status="pass" if share >= 0.5 else "warn" if share >= 0.2 else "fail",
+        value=share,
+        finding=f"{share:.0%} of {dataset.total:,} decisions have matured ({days:g} days after the decision)",
+        mend="" if share >= 0.5 else "wait: what is left out is the newest, not the least successful",
+    )
+
+
+def known_propensities(dataset: Dataset) -> Check:
+    """Check that probabilities were logged, not guessed."""
+    guessed = dataset.estimated_propensities
+    return Check(
+        name="propensities",
+        title="Probabilities were logged",
+        status="fail" if guessed else "pass",
+        value=float(guessed),
+        finding="the log had no probabilities; they were estimated, and whatever drove the choices unseen biases "
+        "every number here"
+        if guessed
+        else "every decision carries the probabilities it was drawn from",
+        mend="let this service decide for a share of the customers" if guessed else "",
+    )
+
+
+def mean_weight(evidence: Evidence, customers: Ints, *, target: str) -> Check:
+    """Check that weights average 1, as they must if the logged probabilities are right."""
+    mean = clustered(evidence.weights, customers)
+    z = abs(mean.value - 1.0) / mean.error if mean.error > 0 else (np.inf if abs(mean.value - 1) > 1e-6 else 0.0)
+    status: Status = "fail" if z > 4.5 else "warn" if z > 3.3 else "pass"
+    return Check(
+        name="mean weight",
+        title="Weights average one",
+        status=status,
+        value=mean.value,
+        finding=f"mean weight {mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
+        mend="" if status == "pass" else "the log and its probabilities disagree: check how they were logged",
+        target=target,
+    )
+
+
+def effective_size(evidence: Evidence, *, target: str) -> Check:
+    """Check how many rounds of the target's own the weighted log is worth (Kish, 1965)."""
+    ess = effective(evidence.weights)
+    share = ess / max(len(evidence), 1)
+    status: Status = "fail" if ess < ENOUGH else "warn" if share < 0.1 else "pass"
+    need = int(np.ceil(ENOUGH / max(share, 1e-6) - len(evidence)))
+    return Check(
+        name="effective size",
+        title="Enough of the log resembles the target",
+        status=status,
+        value=ess,
+        finding=f"{len(evidence):,} rounds tell as much as {ess:,.0f} of the target's own ({share:.1%})",
+        mend={"pass": "", "warn": "explore more where the target would nudge, or log for longer"}.get(
+            status, f"about {max(need, 1):,} more decisions, or more exploration where the target would nudge"
+        ),
+        target=target,
+    )
+
+
+def effective(weights: Floats) -> float:
+    """Kish's effective sample size, `(sum w)^2 / sum w^2`.
+
+    >>> effective(np.array([1.0, 1.0, 0.0])), effective(np.array([3.0, 1.0]))
+    (2.0, 1.6)
+    """
+    squares = float(weights @ weights)
+    return float(weights.sum() ** 2 / squares) if squares > 0 else 0.0
+
+
+def tails(evidence: Evidence, *, target: str) -> Check:
+    """Check that no few rounds carry the estimate: the shape of the tail, and what its heaviest 1 % carries."""
+    k = pareto_shape(evidence.weights)
+    ordered = np.sort(evidence.weights)[::-1]
+    top = float(ordered[: max(len(ordered) // 100, 1)].sum() / max(ordered.sum(), 1e-300))
+    status: Status = "pass" if k < 0.7 else "fail" if k >= 1.0 and top > 0.5 else "warn"
+    return Check(
+        name="tails",
+        title="No few rounds carry the estimate",
+        status=status,
+        value=k,
+        finding=f"the heaviest 1 % of rounds carry {top:.0%} of the weight; largest {ordered[0]:.1f}, "
+        f"Pareto k = {k:.2f} (limit 0.7)",
+        mend="" if status == "pass" else "a higher floor, so that the target's actions are drawn more often",
+        target=target,
+    )
+
+
+def pareto_shape(weights: Floats) -> float:
+    """Return the shape k of the tail of weights (n,): their mean is reliable below 0.7.
+
+    The estimator of Hill (1975) on the largest `min(n / 5, 3 sqrt n)` weights (Vehtari et al., 2024). Unlike
+    a fitted generalised Pareto tail it takes ties, which floored policies give.
+
+    >>> pareto_shape(np.ones(1_000))
+    0.0
+    """
+    size = int(min(len(weights) / 5, 3 * np.sqrt(len(weights))))
+    if size < 1:
+        return 0.0
+    ordered = np.sort(weights)
+    threshold = ordered[-size - 1]
+    if threshold <= 0:
+        return 0.0 if ordered[-1] <= 0 else np.inf
+    return float(np.log(ordered[-size:] / threshold).mean())
+
+
+def support(unsupported: Floats, evidence: Evidence, *, target: str, floor: float, ceiling: float) -> Check:
+    """Check that the log could have drawn what the target would.
+
+    Args:
+        unsupported: (n,), the target's mass on actions with a logged probability below `RARE`.
+        evidence: of the target.
+        target: its name.
+        floor, ceiling: the least and the largest reward seen: what the unsupported share could be worth.
+    """
+    share = float(unsupported.mean())
+    model = float(np.clip(evidence.expected.mean(), floor, ceiling))
+    low, high = share * (floor - model), share * (ceiling - model)
+    status: Status = "pass" if share < 0.001 else "warn" if share < 0.02 else "fail"
+    bounds = f"; taking the best and the worst there, the value may move by {low:+.3g} to {high:+.3g}"
+    return Check(
+        name="support",
+        title="The log tried what the target would do",
+        status=status,
+        value=share,
+        finding=f"{share:.2%} of the target's choices were (nearly) impossible in the log"
+        + (bounds if share > 0 else ""),
+        mend="" if status == "pass" else "log under a floor that keeps every allowed action possible",
+        target=target,
+    )
+
+
+def overlap(evidence: Evidence, stages: Ints, *, names: tuple[str, ...], target: str) -> Check:
+    """Check that every stage with customers in it has enough rounds that resemble the target."""
+    counts = np.bincount(stages, minlength=len(names))
+    sizes = {
+        name: effective(evidence.weights[stages == i])
+        for i, name in enumerate(names)
+        if counts[i] >= 0.01 * len(stages)
+    }
+    thin = {name: ess for name, ess in sizes.items() if ess < ENOUGH / 4}
+    least = min(sizes, key=lambda name: sizes[name])
+    return Check(
+        name="overlap",
+        title="Every stage is covered",
+        status="warn" if thin else "pass",
+        value=sizes[least],
+        finding=f"the thinnest stage is {least}: worth {sizes[least]:,.0f} rounds of the target's own",
+        mend=f"read nothing into {', '.join(thin)}; log for longer there" if thin else "",
+        target=target,
+    )
+
+
+def agreement(gap: Estimate, *, target: str) -> Check:
+    """Check that the model alone and the doubly robust estimate agree: `gap` is dr minus dm, paired."""
+    z = abs(gap.value) / gap.error if gap.error > 0 else 0.0
+    return Check(
+        name="agreement",
+        title="The reward model agrees with the log",
+        status="pass" if z < 3 else "warn",
+        value=z,
+        finding=f"the log corrects the model by {gap.value:+.4g} [{gap.low:+.4g}, {gap.high:+.4g}]",
+        mend="" if z < 3 else "rely on the doubly robust value, not on the model's: it misses something",
+        target=target,
+    )
+
+
+def failed(checks: tuple[Check, ...], *, target: str) -> tuple[Check, ...]:
+    """Return the checks that stand in the way of a verdict on a target: the log's failures and its own."""
+    return tuple(c for c in checks if c.status == "fail" and c.target in ("", target))

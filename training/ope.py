@@ -1,0 +1,371 @@
+"""What would another policy have been worth? A row of terms for each estimator, one term a round.
+
+An estimate is the mean of its terms and its interval comes from their spread (`training.intervals`), so a
+paired comparison of two targets is the difference of two rows. Ratios (SNIPS, SNDR) are linearised about
+their value: the mean of their terms is exactly the ratio, and their spread is that of the ratio to first
+order.
+
+The estimand is *this decision, then the logging policy*, under the mask and the prices of the log. A target
+is the vector that would have been drawn from: the value of deploying a policy is that of its floored vector
+(`training.evaluate.deployed`), not of what the policy says before the floor.
+
+Symbols: n rounds, k actions; `A` the action drawn, `mu` the logged probabilities, `pi` the target's, `q` a
+    model of the reward; `w = pi(A) / mu(A)`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import combinations
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from optimizer.actions import ActionSpace, Bools, Floats, Floats32, Ints
+from optimizer.policy import Rounds
+
+SUM_TOLERANCE = 1e-6
+"""How far from 1 a vector may sum; float32 logs of several hundred actions stay within 1e-7."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What estimators read of each round about one target: four numbers, so no (n, k) array is kept.
+
+    Args:
+        weights: (n,), `pi(A) / mu(A)`.
+        rewards: (n,), matured.
+        drawn: (n,), `q(x, A)`.
+        expected: (n,), `sum_a pi(a) q(x, a)`.
+    """
+
+    weights: Floats
+    rewards: Floats
+    drawn: Floats
+    expected: Floats
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    @property
+    def residuals(self) -> Floats:
+        """Shape (n,): reward minus what the model predicted for the action drawn."""
+        return self.rewards - self.drawn
+
+    def reweighted(self, weights: Floats) -> "Evidence":
+        """Return the same evidence under other weights (n,)."""
+        return replace(self, weights=weights)
+
+    def take(self, rows: Ints | Bools | slice) -> "Evidence":
+        """Return the evidence of some of the rounds."""
+        return Evidence(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Evidence"]) -> "Evidence":
+        """Return the evidence of several blocks of rounds."""
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+
+def weigh(rounds: Rounds, target: Floats, q: Floats) -> Evidence:
+    """Reduce logged rounds to the evidence they hold about a target policy.
+
+    Args:
+        rounds: n rounds.
+        target: (n, k), the probabilities that the target would have drawn from.
+        q: (n, k), predicted rewards, from a model that has not seen the round's customer.
+
+    Raises:
+        ValueError: where a vector of the target or of the log is no distribution over the allowed actions.
+
+    >>> import numpy as np
+    >>> rounds = Rounds(
+    ...     contexts=np.ones((2, 1)), allowed=np.ones((2, 2), dtype=bool),
+    ...     probabilities=np.array([[0.5, 0.5], [0.25, 0.75]], dtype=np.float32), actions=np.array([1, 0]),
+    ...     rewards=np.array([1.0, 0.0]), customers=np.array([0, 1]), at=np.zeros(2), cost_prices=np.zeros(2),
+    ...     burdens=np.zeros(2), loggers=np.zeros(2, dtype=np.intp))
+    >>> evidence = weigh(rounds, np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.1, 0.4], [0.2, 0.5]]))
+    >>> evidence.weights.tolist(), evidence.drawn.tolist(), evidence.expected.tolist()
+    ([2.0, 4.0], [0.4, 0.2], [0.4, 0.2])
+    """
+    check_vectors(target, rounds.allowed, whose="the target's")
+    check_vectors(rounds.probabilities, rounds.allowed, whose="the logged")
+    propensities = rounds.propensities
+    if (impossible := np.flatnonzero(propensities <= 0)).size:
+        raise ValueError(
+            f"round {impossible[0]}: the action drawn has logged probability 0, so it was not drawn from "
+            "that vector; log the vector that was drawn from"
+        )
+    rows = np.arange(len(rounds))
+    return Evidence(
+        weights=target[rows, rounds.actions] / propensities,
+        rewards=rounds.rewards,
+        drawn=np.asarray(q[rows, rounds.actions], dtype=np.float64),
+        expected=np.einsum("nk,nk->n", target, q, dtype=np.float64),
+    )
+
+
+def check_vectors(vectors: Floats | Floats32, allowed: Bools, *, whose: str) -> None:
+    """Refuse probabilities (n, k) that are no distributions over the allowed actions (n, k).
+
+    Raises:
+        ValueError: naming the round, the action where one is at fault, and what is wrong.
+
+    >>> check_vectors(np.array([[0.5, 0.5]]), np.array([[True, False]]), whose="the target's")
+    Traceback (most recent call last):
+        ...
+    ValueError: round 0: the target's probability of action 1 is 0.5, but it was blocked; a target chooses
+        under the mask of the log
+    """
+    if vectors.shape != allowed.shape:
+        raise ValueError(f"{whose} probabilities have shape {vectors.shape}, expected {allowed.shape}: (n, k)")
+    for wrong, problem in (
+        (~((vectors >= 0) & (vectors <= 1 + SUM_TOLERANCE)), "expected a number from 0 to 1"),
+        ((vectors > 0) & ~allowed, "but it was blocked; a target chooses under the mask of the log"),
+    ):
+        if wrong.any():
+            row, action = (int(i) for i in np.argwhere(wrong)[0])
+            given = f"{whose} probability of action {action} is {float(vectors[row, action]):g}"
+            raise ValueError(f"round {row}: {given}, {problem}")
+    sums = vectors.sum(axis=1, dtype=np.float64)
+    if (off := np.flatnonzero(np.abs(sums - 1.0) > SUM_TOLERANCE)).size:
+        raise ValueError(f"round {off[0]}: {whose} probabilities sum to {sums[off[0]]:.8g}, expected 1")
+
+
+def ips(evidence: Evidence) -> Floats:
+    """Inverse propensity scoring: `w r` (Horvitz and Thompson, 1952). Unbiased.
+
+    >>> ips(_example()).tolist()
+    [2.0, 0.0]
+    """
+    return evidence.weights * evidence.rewards
+
+
+def snips(evidence: Evidence) -> Floats:
+    """Self-normalised IPS: `sum w r / sum w`, linearised; biased by O(1/n) (Swaminathan and Joachims, 2015).
+
+    >>> terms = snips(_example())  # 2 / (2 + 0.5) = 0.8, mean weight 1.25: 0.8 + 1.6 x 0.2, 0.8 - 0.4 x 0.8
+    >>> terms.round(2).tolist(), float(terms.mean())
+    ([1.12, 0.48], 0.8)
+    """
+    return _ratio(evidence.weights, evidence.rewards)
+
+
+def dm(evidence: Evidence) -> Floats:
+    """Direct method: `sum_a pi(a) q(x, a)`. As right as the model, and no less wrong.
+
+    >>> dm(_example()).tolist()
+    [0.5, 0.25]
+    """
+    return evidence.expected
+
+
+def dr(evidence: Evidence) -> Floats:
+    """Doubly robust: the direct method plus `w (r - q(x, A))` (Dudik et al., 2011). Unbiased.
+
+    >>> dr(_example()).tolist()  # 0.5 + 2 (1 - 0.75), 0.25 + 0.5 (0 - 0.5)
+    [1.0, 0.0]
+    """
+    return evidence.expected + evidence.weights * evidence.residuals
+
+
+def sndr(evidence: Evidence) -> Floats:
+    """Self-normalised doubly robust: its correction is a ratio (Thomas and Brunskill, 2016).
+
+    >>> float(sndr(_example()).mean())  # 0.375 + (0.5 - 0.25) / 2.5
+    0.475
+    """
+    return evidence.expected + _ratio(evidence.weights, evidence.residuals)
+
+
+def shrunk(evidence: Evidence, *, shrinkage: float) -> Floats:
+    """DR with weights shrunk to `s w / (w^2 + s)`: at most `sqrt(s) / 2`, `w` where s is large (Su et al., 2020).
+
+    >>> shrunk(_example(), shrinkage=4.0).round(4).tolist()  # weights 8 / 8 = 1 and 2 / 4.25
+    [0.75, 0.0147]
+    """
+    w = evidence.weights
+    return dr(evidence.reweighted(shrinkage * w / (w**2 + shrinkage)))
+
+
+def switched(evidence: Evidence, *, threshold: float) -> Floats:
+    """DR where the weight is at most the threshold, the model alone where it is not (Wang et al., 2017).
+
+    >>> switched(_example(), threshold=1.0).tolist()
+    [0.5, 0.0]
+    """
+    return dr(evidence.reweighted(np.where(evidence.weights <= threshold, evidence.weights, 0.0)))
+
+
+def dros(evidence: Evidence) -> Floats:
+    """DR with optimistic shrinkage, as much of it as SLOPE finds to be harmless. Its interval is not honest.
+
+    >>> dros(_example()).shape
+    (2,)
+    """
+    largest = max(float(evidence.weights.max(initial=0.0)), 1.0) ** 2
+    return slope([dr(evidence), *(shrunk(evidence, shrinkage=largest / 4.0**step) for step in range(6))])
+
+
+def switch(evidence: Evidence) -> Floats:
+    """Switch-DR, with the lowest threshold that SLOPE finds to be harmless. Its interval is not honest.
+
+    >>> switch(_example()).shape
+    (2,)
+    """
+    quantiles = np.quantile(evidence.weights, (0.99, 0.97, 0.95, 0.9, 0.8))
+    return slope([dr(evidence), *(switched(evidence, threshold=float(t)) for t in quantiles)])
+
+
+def slope(rows: Sequence[Floats]) -> Floats:
+    """Return the last of several rows of terms whose estimate agrees with all before it.
+
+    The rows go from the least biased to the least spread; agreement is overlap of intervals of two standard errors
+    with the slack of Su, Srinath and Krishnamurthy (2020), as sharpened by Tucker and Lee (2021).
+
+    >>> rough, fine, wrong = np.array([-1.0, 3.0, 1.0]), np.array([0.9, 1.1, 1.0]), np.array([9.0, 9.0, 9.0])
+    >>> slope([rough, fine, wrong]).tolist()
+    [0.9, 1.1, 1.0]
+    """
+    values = [float(terms.mean()) for terms in rows]
+    widths = [2.0 * float(terms.std()) / np.sqrt(len(terms)) for terms in rows]
+    chosen = 0
+    for i in range(1, len(rows)):
+        slack = [widths[i] + (np.sqrt(6.0) - 1.0) * widths[j] for j in range(i)]
+        if any(abs(values[i] - values[j]) > slack[j] for j in range(i)):
+            break
+        chosen = i
+    return rows[chosen]
+
+
+def pseudo_inverse(rounds: Rounds, space: ActionSpace, *, order: Literal[1, 2]) -> Floats:
+    """Return what a unit of probability on each action (n, k) adds to a round's weight, if effects are factored.
+
+    The weight of a target is the sum over its probabilities: `w = sum_a pi(a) f(a)' G^+ f(A)` with
+    `G = sum_a mu(a) f(a) f(a)'` and f the levels (order 1) or also their pairs (order 2) of an action. In place of
+    `pi(A) / mu(A)` it keeps DR unbiased where rewards have no interactions of higher order, with far less spread
+    (after Swaminathan et al., 2017, here for masks and any logged vector).
+
+    >>> rounds = Rounds(
+    ...     contexts=np.ones((1, 1)), allowed=np.ones((1, 5), dtype=bool),
+    ...     probabilities=np.full((1, 5), 0.2, dtype=np.float32), actions=np.array([1]), rewards=np.ones(1),
+    ...     customers=np.zeros(1, dtype=np.intp), at=np.zeros(1), cost_prices=np.zeros(1), burdens=np.zeros(1),
+    ...     loggers=np.zeros(1, dtype=np.intp))
+    >>> space = ActionSpace(("badge", "coupon"), ("warm", "dry"), ("now",))
+    >>> pseudo_inverse(rounds, space, order=1).round(2).tolist()  # 5 for the action drawn, if it stood alone
+    [[0.0, 3.75, 1.25, 1.25, -1.25]]
+    """
+    columns = _columns(space, order=order)
+    logged = rounds.probabilities / rounds.probabilities.sum(axis=1, dtype=np.float64, keepdims=True)
+    weights = np.empty(logged.shape)
+    rows = max(1, _CELLS // (columns.shape[1] * space.k))
+    for start in range(0, len(rounds), rows):
+        block = slice(start, start + rows)
+        drawn = columns[rounds.actions[block]]
+        grams = (columns.T * logged[block, None, :]) @ columns
+        weights[block] = _solved(grams, drawn) @ columns.T
+    return weights
+
+
+_CELLS = 4_000_000
+"""How many numbers a block of `pseudo_inverse` may hold: tens of megabytes."""
+
+
+def _solved(grams: Floats, drawn: Floats) -> Floats:
+    """Return `G^+ f` (n, p) for f in the range of G (n, p, p): a slight ridge, then its error taken out again."""
+    ridge = 1e-7 * np.eye(grams.shape[1])
+    inverse = np.linalg.inv(grams + ridge)
+    found = np.zeros(drawn.shape)
+    for _ in range(4):  # each pass divides the error by an eigenvalue over 1e-7
+        left = drawn - np.einsum("npq,nq->np", grams, found)
+        found += np.einsum("npq,nq->np", inverse, left)
+    return found
+
+
+def _columns(space: ActionSpace, *, order: Literal[1, 2]) -> Floats:
+    """Shape (k, p): a constant, any nudge, all levels but the first of each factor, and with order 2 their products."""
+    hot = [space.levels[:, [f]] == np.arange(1, size) for f, size in enumerate(space.shape)]
+    pairs = [
+        (hot[f][:, :, None] & hot[g][:, None, :]).reshape(space.k, -1)
+        for f, g in combinations(range(3), 2)
+        if order > 1
+    ]
+    nudge = space.levels[:, :1] >= 0
+    return np.hstack([np.ones_like(nudge), nudge, *hot, *pairs]).astype(np.float64)
+
+
+def balanced(rounds: Rounds, vectors: Mapping[int, Floats]) -> Rounds:
+    """Return rounds of several logging policies as if one mixture of them had drawn them all.
+
+    Where policies differ, weights over the mixture spread far less than over each round's own vector, and stay
+    unbiased (Agarwal et al., 2017).
+
+    Args:
+        rounds: n rounds.
+        vectors: for each logger's code, what it would have drawn from on every round (n, k).
+
+    >>> rounds = Rounds(
+    ...     contexts=np.ones((2, 1)), allowed=np.ones((2, 2), dtype=bool),
+    ...     probabilities=np.array([[0.9, 0.1], [0.1, 0.9]], dtype=np.float32), actions=np.array([1, 1]),
+    ...     rewards=np.ones(2), customers=np.arange(2), at=np.zeros(2), cost_prices=np.zeros(2), burdens=np.zeros(2),
+    ...     loggers=np.array([0, 1]))
+    >>> by_policy = {0: np.array([[0.9, 0.1], [0.9, 0.1]]), 1: np.array([[0.1, 0.9], [0.1, 0.9]])}
+    >>> balanced(rounds, by_policy).probabilities.tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
+    """
+    if missing := set(np.unique(rounds.loggers).tolist()) - set(vectors):
+        raise ValueError(
+            f"rounds of loggers {sorted(missing)} are there, but not what those policies would draw from on the other "
+            "rounds; give their vectors, or evaluate each logger's rounds apart"
+        )
+    shares = {code: float((rounds.loggers == code).mean()) for code in vectors}
+    mixture = np.sum([share * vectors[code] for code, share in shares.items()], axis=0)
+    return replace(rounds, probabilities=mixture.astype(np.float32))
+
+
+def _ratio(weights: Floats, values: Floats) -> Floats:
+    """Terms whose mean is `sum w v / sum w` and whose spread is that ratio's, to first order (the delta method)."""
+    mean_weight = weights.mean()
+    if mean_weight == 0.0:
+        raise ValueError(
+            "every weight is 0: the log never drew an action that this target would; use dr, or explore there"
+        )
+    ratio = float(weights @ values / weights.sum())
+    terms: Floats = ratio + weights / mean_weight * (values - ratio)
+    return terms
+
+
+class Estimator(NamedTuple):
+    """An estimator by name.
+
+    `unbiased`: its expectation is the value exactly, for any fixed `q` (for dm, only a right one). `gates`:
+    its interval may decide a promotion; what was shrunk or selected has no honest one.
+    """
+
+    title: str
+    terms: Callable[[Evidence], Floats]
+    unbiased: bool
+    gates: bool = False
+
+
+ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
+    {
+        "ips": Estimator("inverse propensity", ips, unbiased=True),
+        "snips": Estimator("self-normalised inverse propensity", snips, unbiased=False),
+        "dm": Estimator("direct method (model alone)", dm, unbiased=False),
+        "dr": Estimator("doubly robust", dr, unbiased=True, gates=True),
+        "sndr": Estimator("self-normalised doubly robust", sndr, unbiased=False),
+        "dros": Estimator("doubly robust, shrunk", dros, unbiased=False),
+        "switch": Estimator("doubly robust, switching to the model", switch, unbiased=False),
+    }
+)
+"""Every estimator, by name: what tests and reports run over."""
+
+
+def _example() -> Evidence:
+    """Two rounds for the doctests: weights 2 and 1/2, rewards 1 and 0."""
+    return Evidence(
+        weights=np.array([2.0, 0.5]),
+        rewards=np.array([1.0, 0.0]),
+        drawn=np.array([0.75, 0.5]),
+        expected=np.array([0.5, 0.25]),
+    )

@@ -1,0 +1,98 @@
+"""Which policies could serve next? Several candidates, learned from the earlier part of the log.
+
+What judges them is the later part, so a candidate may know only what was known when that part began: rounds whose
+window had closed by then.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from optimizer.policy import Policy
+from optimizer.program import DAY
+from policies import KINDS
+from training.dataset import Dataset
+from training.evaluate import Progress
+from training.reward_model import fold_of
+
+LEARNERS = tuple(kind for kind in ("thompson", "squarecb", "boosted", "vowpal") if kind in KINDS)
+"""The kinds that are trained where nobody says otherwise, the default first."""
+
+_TWENTIETHS = 20
+
+
+class Halves(NamedTuple):
+    """The log in two: to learn from, and to judge by."""
+
+    earlier: Dataset
+    later: Dataset
+
+
+_TITLES = {
+    "thompson": "Thompson sampling",
+    "squarecb": "SquareCB",
+    "boosted": "Boosted trees",
+    "vowpal": "Vowpal Wabbit",
+    "greedy": "Greedy",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained policy: its name, its kind in `policies.KINDS`, and what it was trained with."""
+
+    name: str
+    title: str
+    kind: str
+    policy: Policy
+    params: dict[str, float]
+
+
+def split(dataset: Dataset, *, share: float = 0.65) -> Halves:
+    """Cut a log in two at the time by which `share` of its rounds had been decided.
+
+    The earlier part keeps only rounds that had matured by the cut: no reward is in both parts, and a candidate knows
+    no more than it would have known. A log without time (one date) is cut by customer.
+
+    Raises:
+        ValueError: if either part has no rounds.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must lie between 0 and 1, got {share!r}: write 0.65 to learn from the first 65 %")
+    at = dataset.rounds.at
+    if len(at) and at[0] == at[-1]:
+        first = fold_of(dataset.rounds.customers, folds=_TWENTIETHS) < share * _TWENTIETHS
+        halves = Halves(dataset.take(first), dataset.take(~first))
+    else:
+        cut = at[int(share * len(at))] if len(at) else 0.0
+        matures = dataset.program.matures_after
+        halves = Halves(dataset.take(at + matures <= cut), dataset.take(at >= cut))
+    if not len(halves.earlier) or not len(halves.later):
+        span = (at[-1] - at[0]) / DAY if len(at) else 0.0
+        raise ValueError(
+            f"the log is too short to learn from one part and judge by another: {len(at):,} matured rounds over "
+            f"{span:.1f} days, {len(halves.earlier):,} of them matured before the cut; wait for about "
+            f"{2 * dataset.program.matures_after / DAY / min(share, 1 - share):.0f} days of decisions, or change share"
+        )
+    return halves
+
+
+def train(dataset: Dataset, *, kinds: Sequence[str] = LEARNERS, progress: Progress | None = None) -> list[Candidate]:
+    """Train a policy of each kind on a dataset, from its shaped rewards.
+
+    Raises:
+        ValueError: for a kind that there is not.
+    """
+    if unknown := [k for k in kinds if k not in KINDS]:
+        raise ValueError(f"there is no policy kind {unknown[0]!r}: expected some of {', '.join(LEARNERS)}")
+    rounds = replace(dataset.rounds, rewards=dataset.training_rewards)
+    candidates = []
+    for done, kind in enumerate(kinds):
+        if progress is not None:
+            progress(f"training {kind}", done, len(kinds))
+        policy: Policy = KINDS[kind](dataset.program.space)  # type: ignore[call-arg]  # learners take a space
+        policy.learn(rounds)
+        candidates.append(Candidate(kind, _TITLES.get(kind, kind), kind, policy, {"rounds": float(len(rounds))}))
+    if progress is not None:
+        progress("training", len(kinds), len(kinds))
+    return candidates
