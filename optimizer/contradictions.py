@@ -114,7 +114,7 @@ def _attributes(p: "Program") -> Iterator[Finding]:
         if (a.kind == "category") != bool(a.categories):
             mend = "list its categories" if a.kind == "category" else "remove categories"
             yield f"attributes[{a.name}].categories", f"does not go with kind = {a.kind!r}", mend
-        if a.name in ("stage", "momentum", "dosage", "streak", "recency", "hour", "weekend", "bias"):
+        if a.name in ("stage", "momentum", "dosage", "streak", "nudge_recency", "hour", "weekend", "bias"):
             yield f"attributes[{a.name}]", "is a feature that every program has", "choose another name"
 
 

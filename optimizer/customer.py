@@ -245,7 +245,7 @@ def features(program: Program, cohort: Cohort) -> dict[str, npt.NDArray[np.gener
         "momentum": cohort.momentum,
         "dosage": cohort.dosage,
         "streak": cohort.streak,
-        "recency": np.exp(-(cohort.at - delivered) / DAY),
+        "nudge_recency": np.exp(-(cohort.at - delivered) / DAY),
         "hour": (local % DAY) / 3600.0,
         "weekend": ((local // DAY + 3) % 7 >= 5).astype(np.float64),  # 1970-01-01 was a Thursday
         **{a.name: cohort.attributes[a.name] for a in program.attributes},
@@ -265,7 +265,7 @@ def encode(program: Program, columns: Columns) -> Floats:
         columns["dosage"],
         np.log1p(columns["streak"].astype(np.float64)) / np.log(31.0),
     ]
-    parts += [columns["recency"], np.sin(hour), np.cos(hour), columns["weekend"]]
+    parts += [columns["nudge_recency"], np.sin(hour), np.cos(hour), columns["weekend"]]
     for attribute in program.attributes:
         column = columns[attribute.name]
         if attribute.kind == "category":
@@ -301,7 +301,7 @@ def columns_of(program: Program, contexts: Sequence[Mapping[str, Scalar]]) -> di
     columns: dict[str, npt.NDArray[np.generic]] = {
         "stage": np.array([program.stage_index.get(str(c.get("stage")), 0) for c in contexts], dtype=np.intp)
     }
-    for name in ("momentum", "dosage", "streak", "recency", "hour", "weekend"):
+    for name in ("momentum", "dosage", "streak", "nudge_recency", "hour", "weekend"):
         columns[name] = np.array([float(c.get(name) or 0.0) for c in contexts], dtype=np.float64)
     for a in program.attributes:
         columns[a.name] = attribute_column(a, [c.get(a.name) for c in contexts])

@@ -3,16 +3,18 @@
 import hashlib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec import Meta
+from msgspec.structs import replace
 
 from optimizer.actions import ActionSpace, Bools, Floats, Ints
 from optimizer.contradictions import contradictions
+from optimizer.misreadings import NAME, salvage
 
 DAY = 86_400.0
 MINOR_UNITS = 100
@@ -22,9 +24,8 @@ SYSTEM_EVENTS = ("shown", "not_shown", "opt_out", "opt_in")
 """Events that every program knows without declaring them; a program may declare one to give it a value."""
 
 _SECONDS = {"m": 60.0, "h": 3_600.0, "d": DAY, "w": 7 * DAY}
-_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
-Name = Annotated[str, Meta(pattern=_NAME)]
+Name = Annotated[str, Meta(pattern=NAME)]
 Text = Annotated[str, Meta(min_length=1, max_length=2_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0, le=1e9)]
@@ -68,13 +69,17 @@ class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Stage(_Struct, frozen=True):
-    """A place on the journey. Customers idle for `lapses_after` fall back to `lapses_to`."""
+    """A place on the journey. Customers idle for `lapses_after` fall back to `lapses_to`.
+
+    `expects` says, until there is a log, which share of the customers in this stage do an event on a day.
+    """
 
     name: Name
     title: str
     description: str = ""
     lapses_after: Duration | None = None
     lapses_to: str | None = None
+    expects: dict[str, Share] = {}
 
 
 class Event(_Struct, frozen=True):
@@ -100,7 +105,9 @@ class Incentive(_Struct, frozen=True):
     """A level of the first factor: what is offered, to whom, at what cost.
 
     `cost` is the expected cost of showing it once, in the program's currency. `promotional` incentives are those
-    that a complaint pauses. `earns` says in plain words how an action becomes the reward, and when.
+    that a complaint pauses. `earns` says in plain words how an action becomes the reward, and when. On a `ladder` a
+    larger `tier` is for those whom the tier below did not move. `comeback_after` makes it a comeback: only for
+    customers who have been here and have taken no step for so long.
     """
 
     name: Name
@@ -115,6 +122,7 @@ class Incentive(_Struct, frozen=True):
     min_momentum: Share = 0.0
     promotional: bool = False
     scarce: bool = False
+    comeback_after: Duration | None = None
     barred_segments: dict[str, tuple[str, ...]] = {}
     retired: bool = False
 
@@ -195,8 +203,25 @@ class Budget(_Struct, frozen=True):
         return round(self.amount * MINOR_UNITS)
 
 
+class Ladder(_Struct, frozen=True):
+    """When a larger reward is in order: `waits` after the smaller one, and while that one is in `memory`."""
+
+    waits: Duration = Duration(DAY)
+    memory: Duration = Duration(30 * DAY)
+
+
+class Cadence(_Struct, frozen=True):
+    """A steady rhythm: a nudge comes a whole number of times `every` after the last, give or take `within`."""
+
+    every: Duration
+    within: Duration = Duration(12 * 3600)
+
+
 class Guardrails(_Struct, frozen=True):
-    """What may never happen. Caps count nudges on their local delivery day; a week is seven such days."""
+    """What may never happen. Caps count nudges on their local delivery day; a week is seven such days.
+
+    `refused_phrases` adds the program's own to the words that no message may use.
+    """
 
     consent: Literal["opt-in", "opt-out"] = "opt-in"
     time_zone: str = "UTC"
@@ -207,10 +232,13 @@ class Guardrails(_Struct, frozen=True):
     cap_per_week_by_kind: dict[str, Annotated[int, Meta(ge=0)]] = {}
     scarce_per_week: Annotated[int, Meta(ge=0)] = 1
     cooldown: Duration = Duration(12 * 3600)
+    cadence: Cadence | None = None
+    ladder: Ladder = Ladder()
     budget: Budget | None = None
     burden_price: Amount = 0.0
     reports_shown: bool = False
     expires_after: Duration = Duration(12 * 3600)
+    refused_phrases: tuple[Text, ...] = ()
 
 
 class Exploration(_Struct, frozen=True):
@@ -231,14 +259,14 @@ class Experiment(_Struct, frozen=True):
 class Rule(_Struct, frozen=True):
     """What marketers run today: in these stages, for these segments, this nudge.
 
-    The first rule that fits and whose nudge is allowed applies. `where` maps a category attribute to the categories
-    that the rule is for; without it, the rule is for everybody.
+    The first rule that fits and whose nudge is allowed applies. Without `stages` a rule is for all of them; `where`
+    maps a category attribute to the categories that the rule is for, and without it the rule is for everybody.
     """
 
-    stages: tuple[str, ...]
     incentive: str
     tone: str
     timing: str
+    stages: tuple[str, ...] = ()
     where: dict[str, tuple[str, ...]] = {}
 
 
@@ -265,7 +293,8 @@ class ProgramError(ValueError):
 class Program(_Struct, frozen=True, dict=True):
     """A declared journey with its actions, events, rewards and guardrails.
 
-    `value` and `cost` are in the program's `currency`, which is the unit of reward. `discount` is per day.
+    `value` and `cost` are in the program's `currency`, which is the unit of reward. `discount` is per day. `language`
+    is that of the messages: wording is audited in full where it is "en".
     """
 
     name: Name
@@ -279,6 +308,7 @@ class Program(_Struct, frozen=True, dict=True):
     messages: dict[str, dict[str, Message]]
     description: str = ""
     currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$")] = "EUR"
+    language: Literal["en", "other"] = "en"
     evaluation_horizon: Duration = Duration(3 * DAY)
     discount: Annotated[float, Meta(gt=0, le=1)] = 0.98
     momentum_half_life: Duration = Duration(3 * DAY)
@@ -302,21 +332,10 @@ class Program(_Struct, frozen=True, dict=True):
         Raises:
             ProgramError: naming every fault found with file, key and mend.
         """
-        try:
-            raw = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ProgramError([Fault(source, "TOML", str(error), "mend the syntax at that place")]) from None
-        if "version" in raw:
-            raise ProgramError([Fault(source, "version", "is the hash of the text, not a key", "remove it")])
-        raw["version"] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        try:
-            program = msgspec.convert(raw, cls, dec_hook=_decode)
-        except msgspec.ValidationError as error:
-            raise ProgramError([_fault(source, error, raw)]) from None
-        faults = [Fault(source, *found) for found in contradictions(program)]
-        if faults:
-            raise ProgramError(faults)
-        return program
+        draft = read_draft(text, source=source)
+        if draft.faults or draft.program is None:
+            raise ProgramError(draft.faults)
+        return draft.program
 
     # What is declared, as arrays: computed once, read by the engine.
 
@@ -335,7 +354,7 @@ class Program(_Struct, frozen=True, dict=True):
     def features(self) -> tuple[str, ...]:
         """Names of the columns of `customer.encode`, shape (d,)."""
         names = ["bias", *(f"stage={s.name}" for s in self.stages)]
-        names += ["momentum", "dosage", "streak", "recency", "hour_sin", "hour_cos", "weekend"]
+        names += ["momentum", "dosage", "streak", "nudge_recency", "hour_sin", "hour_cos", "weekend"]
         for a in self.attributes:
             if a.kind == "category":
                 names += [f"{a.name}={c}" for c in a.categories]
@@ -413,67 +432,61 @@ class Program(_Struct, frozen=True, dict=True):
         return np.array(rows, dtype=np.bool_)
 
 
+class Draft(NamedTuple):
+    """What could be read of a program's text, and every fault found on the way.
+
+    Where something could not be read, something harmless stands in for it; `keys` are the places of it, `words` the
+    names about which there may be complaints only for that.
+    """
+
+    program: Program | None
+    faults: tuple[Fault, ...]
+    keys: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()
+
+    def certain(self, key: str, problem: str) -> bool:
+        """Whether a complaint is about what was read, not about what stands in for a fault that has been named."""
+        near = any(_within(key, other) or _within(other, key) for other in self.keys)
+        named = self.words & {*re.split(r"[.\[\]]+", key), *re.findall(r"'([^']*)'", problem)}
+        return not near and not named
+
+
+def read_draft(text: str, *, source: str) -> Draft:
+    """Read as much of a program as can be read, and find all its faults at once: of kind, of range and of sense."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        return Draft(None, (Fault(source, "TOML", str(error), "mend the syntax at that place"),))
+    given = raw.pop("version", None)
+    faults = [Fault(source, "version", "is the hash of the text, not a key", "remove it")] if given is not None else []
+    salvaged = salvage(raw, Program, decode=_decode)
+    faults += [Fault(source, *f) for f in salvaged.findings]
+    if salvaged.read is None:
+        return Draft(None, tuple(faults))
+    whole = replace(salvaged.read, version=hashlib.sha256(text.encode()).hexdigest()[:16])
+    once = _without_repeats(whole)
+    draft = Draft(once, (), salvaged.keys, salvaged.words)
+    for program in (whole,) if once is whole else (whole, once):
+        faults += [Fault(source, *f) for f in contradictions(program) if draft.certain(f[0], f[1])]
+    return draft._replace(faults=tuple(faults))
+
+
+def _without_repeats(program: Program) -> Program:
+    """Return the program itself, or what is left of it where names are declared twice: the first of each."""
+    kept: dict[str, tuple[Stage | Event | Incentive | Tone | Timing | Attribute | Milestone, ...]] = {}
+    for key in ("stages", "events", "incentives", "tones", "timings", "attributes", "milestones"):
+        rows = getattr(program, key)
+        if len(first := {row.name: row for row in reversed(rows)}) < len(rows):
+            kept[key] = tuple(row for row in rows if row is first[row.name])
+    return replace(program, **kept) if kept else program
+
+
+def _within(key: str, other: str) -> bool:
+    """Whether a key is another or lies in it: `incentives[coupon].cost` lies in `incentives[coupon]`."""
+    return key == other or key.startswith((f"{other}.", f"{other}["))
+
+
 def _decode(kind: type, value: object) -> object:
     if kind in (Duration, Clock):
         return kind.parse(value)
     raise NotImplementedError(kind)
-
-
-def _fault(source: str, error: msgspec.ValidationError, raw: Mapping[str, Any]) -> Fault:
-    problem, _, path = str(error).partition(" - at `$")
-    path = path.rstrip("`")
-    key = _named(path.replace("[...]", ".*").lstrip("."), raw)
-    if match := re.match(r"Object contains unknown field `(.*)`", problem):
-        at = f"{key}.{match[1]}".lstrip(".")
-        return Fault(source, at, "is not a key that programs know", "remove it or mend its spelling")
-    if match := re.match(r"Object missing required field `(.*)`", problem):
-        return Fault(source, f"{key}.{match[1]}".lstrip("."), "is missing", "add it")
-    problem = problem[0].lower() + problem[1:]
-    if "[...]" not in path and " got " not in problem and "enum" not in problem:
-        problem += f", got {_given(path, raw)!r}"
-    return Fault(source, key, problem, _mend(problem, key))
-
-
-def _mend(problem: str, key: str) -> str:
-    """Say what to type where a value has the wrong type or leaves its range."""
-    if "enum" in problem:
-        section, _, field = key.replace("[", ".").rpartition(".")
-        owners = {"events": Event, "incentives": Incentive, "attributes": Attribute, "guardrails": Guardrails}
-        return f"use one of {', '.join(get_args(get_type_hints(owners[section.partition('.')[0]])[field]))}"
-    if _NAME in problem:
-        return 'use small letters, digits, "-" and "_"'
-    if "regex" in problem:
-        return 'use three capitals, such as "EUR"'
-    return "give a value of that kind"
-
-
-def _given(path: str, raw: Mapping[str, Any]) -> object:
-    """Return what stands in the file at a path such as `.incentives[3].cost`."""
-    at: Any = raw
-    for key, index in re.findall(r"\.([\w-]+)|\[(\d+)\]", path):
-        at = at[key] if key else at[int(index)]
-    return at
-
-
-def _named(path: str, raw: Mapping[str, Any]) -> str:
-    """Turn `incentives[3].cost` into `incentives[coupon].cost`: people think in names."""
-
-    def name(match: re.Match[str]) -> str:
-        rows = raw.get(match[1])
-        row = rows[int(match[2])] if isinstance(rows, list) and int(match[2]) < len(rows) else None
-        return f"{match[1]}[{row.get('name', match[2])}]" if isinstance(row, dict) else match[0]
-
-    if path.startswith("messages.*.*"):
-        path = path.replace("messages.*.*", _bad_message(raw["messages"]), 1)
-    return re.sub(r"^(\w+)\[(\d+)\]", name, path)
-
-
-def _bad_message(messages: Mapping[str, Mapping[str, object]]) -> str:
-    """Return the key of the first message that is not one: msgspec does not say which."""
-    for incentive, said in messages.items():
-        for tone, message in said.items():
-            try:
-                msgspec.convert(message, Message)
-            except msgspec.ValidationError:
-                return f"messages.{incentive}.{tone}"
-    return "messages"

@@ -1,0 +1,299 @@
+"""What can be asked over HTTP? The app: its routes, and the service that lives in its lifespan."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.params import Path as InPath
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+
+from serving import problems, render, schemas, settings, validation
+from serving.auth import Key, Scope
+from serving.edge import Edge, LeanRoute
+from serving.metrics import CONTENT_TYPE
+from serving.problems import ProblemError
+from serving.service import Service
+from serving.settings import Settings
+from serving.validation import InvalidError
+
+_BEARER = [Depends(HTTPBearer(auto_error=False, description="An API key, made with `nudge keys create`."))]
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": schemas.ProblemDocument, "description": text, "content": {problems.MEDIA_TYPE: {}}}
+    for code, text in (
+        (401, "no API key that is known"),
+        (403, "a key without the scope, or for another program"),
+        (404, "there is no such thing"),
+        (413, "too large"),
+        (415, "not JSON"),
+        (422, "a field is wrong; `errors` names it and says what to do"),
+        (429, "too many requests; see Retry-After"),
+        (503, "the store failed; see Retry-After"),
+    )
+}
+
+lean = APIRouter(route_class=LeanRoute, dependencies=_BEARER, responses=_ERRORS)
+plain = APIRouter(dependencies=_BEARER, responses=_ERRORS)
+open_to_all = APIRouter()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the service as an ASGI app; its store, policies and background tasks live in its lifespan.
+
+    Raises:
+        ValueError: a program, the keys or the secret cannot be used; says what to mend.
+    """
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            await service.open()
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(
+        title="nudge optimizer",
+        description="What is the next best nudge for this customer, now?",
+        version="1",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.add_middleware(Edge, body_bytes=settings.body_bytes, metrics=service.metrics)
+    for error in (ProblemError, RequestValidationError, HTTPException):
+        app.add_exception_handler(error, problems.answer)
+    for router in (lean, plain, open_to_all):
+        app.include_router(router)
+    return app
+
+
+def from_environment() -> FastAPI:
+    """Return the app as environment variables say: what `uvicorn --factory serving.app:from_environment` starts."""
+    return create_app(settings.load())
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _may(scope: Scope) -> Callable[[Request], Key]:
+    def admitted(request: Request) -> Key:
+        return _service(request).gate.admit(request.scope, scope)
+
+    return admitted
+
+
+Decides = Annotated[Key, Depends(_may("decide"))]
+Reports = Annotated[Key, Depends(_may("report"))]
+Administers = Annotated[Key, Depends(_may("admin"))]
+Live = Annotated[Service, Depends(_service)]
+CustomerId = Annotated[schemas.Id, InPath(description="the customer's id")]
+OfProgram = Annotated[schemas.Name, Query(description="the program")]
+
+
+def _json(body: bytes, *, status: int = 200) -> Response:
+    return Response(body, status_code=status, media_type="application/json")
+
+
+# Deciding.
+
+
+@lean.post("/v1/decide", responses={200: {"model": schemas.Decision}})
+async def decide(request: Request, key: Decides, body: schemas.DecideRequest) -> Response:
+    """Choose the next best nudge for one customer, now. The same decision_id again gives the same answer."""
+    (answer,) = await _service(request).decide(key, [body], batched=False)
+    return _json(answer)
+
+
+@lean.post("/v1/decide/batch", responses={200: {"model": schemas.Decisions}})
+async def decide_batch(request: Request, key: Decides, body: schemas.DecideBatch) -> Response:
+    """Choose for up to 1,000 customers: one result each, in order."""
+    answers = await _service(request).decide(key, body.requests, batched=True)
+    return _json(b'{"results":[' + b",".join(answers) + b"]}")
+
+
+@lean.post("/v1/decide/dry-run", responses={200: {"model": schemas.Explanation}})
+async def dry_run(request: Request, key: Decides, body: schemas.DecideRequest) -> Response:
+    """Show what would be decided at any time, and why. Nothing is written."""
+    return _json(render.explained(await _service(request).preview(key, body)))
+
+
+@plain.get("/v1/decisions/{decision_id}", responses={200: {"model": schemas.Explanation}})
+async def explain(
+    decision_id: Annotated[schemas.Id, InPath()],
+    program: OfProgram,
+    customer_id: Annotated[schemas.Id, Query(description="whose decision it is")],
+    key: Decides,
+    service: Live,
+) -> Response:
+    """Say why a decision of the last seven days was made, and why not another: chances, and rules that blocked."""
+    service.decider(key, program)
+    kept = await service.kept(service.store.answer(program, customer_id, decision_id))
+    if kept is None:
+        raise ProblemError(
+            404, "unknown-decision", "no decision of that id, customer and program in the last seven days"
+        )
+    return _json(render.explained(kept))
+
+
+# Outcomes.
+
+
+@lean.post(
+    "/v1/outcomes",
+    status_code=202,
+    responses={202: {"model": schemas.Received}},
+)
+async def report(request: Request, key: Reports, body: schemas.OutcomeReports) -> Response:
+    """Report what customers did, and which nudges were shown or not: one event, or a list of up to 1,000.
+
+    Of a list each row is accepted or refused for itself; one event by itself that is refused answers 422.
+    """
+    tally = await _service(request).report(key, body.rows)
+    faults = [
+        schemas.RowError(index=i, code="invalid", **problems.described(fault.errors(include_url=False)[0]))
+        for i, fault in body.faults.items()
+    ]
+    errors = sorted((*tally.errors, *faults), key=lambda e: e.index)
+    if errors and body.single:
+        plain = [e.model_dump(exclude_none=True) for e in errors]
+        raise ProblemError(422, "refused-outcome", errors[0].detail, errors=plain)
+    received = schemas.Received(accepted=tally.accepted, duplicates=tally.duplicates, errors=errors)
+    return _json(received.model_dump_json(exclude_none=True).encode(), status=202)
+
+
+# Customers.
+
+
+@plain.get("/v1/customers/{customer_id}", responses={200: {"model": schemas.CustomerState}})
+async def customer(customer_id: CustomerId, program: OfProgram, key: Decides, service: Live) -> Response:
+    """Show where a customer is: stage, progress to the next milestone, rewards to come, consent and attributes."""
+    declared, now = service.decider(key, program).program, service.clock()
+    found = await service.kept(service.store.get(declared, customer_id, at=now))
+    if found is None:
+        raise ProblemError(404, "unknown-customer", "nobody has asked or put anything about this customer")
+    return _json(render.customer_state(declared, found.customer, at=now))
+
+
+@plain.put("/v1/customers/{customer_id}", responses={200: {"model": schemas.Profile}})
+async def change(customer_id: CustomerId, body: schemas.CustomerChange, key: Reports, service: Live) -> Response:
+    """Set a customer's consent, time zone or attributes, for all programs. What is omitted stays as it is."""
+    try:
+        validation.customer(body, service.attributes(key))
+    except InvalidError as error:
+        raise problems.field(error.field, str(error)) from None
+    given = {name: getattr(body, name) for name in ("consent", "time_zone", "attributes")}
+    profile = await service.kept(service.store.put(customer_id, **given))
+    return _json(msgspec.json.encode({"customer_id": customer_id, **msgspec.to_builtins(profile)}))
+
+
+@plain.delete("/v1/customers/{customer_id}", status_code=204, response_class=Response)
+async def erase(customer_id: CustomerId, _: Administers, service: Live) -> Response:
+    """Forget a customer: here at once, in the archive for readers at once and for good when it is compacted."""
+    if not await service.kept(service.store.erase(customer_id, at=service.clock())):
+        raise ProblemError(404, "unknown-customer", "there is nothing to forget about this customer")
+    return Response(status_code=204)
+
+
+@plain.get("/v1/customers/{customer_id}/decisions", responses={200: {"model": schemas.History}})
+async def history(
+    customer_id: CustomerId,
+    program: OfProgram,
+    key: Decides,
+    service: Live,
+    limit: Annotated[int, Query(ge=1, le=100, description="how many, latest first")] = 50,
+) -> Response:
+    """List a customer's decisions of the last seven days, latest first."""
+    service.decider(key, program)
+    kept = await service.kept(service.store.history(program, customer_id, limit=limit))
+    return _json(b'{"decisions":[' + b",".join(map(render.answer_of, kept)) + b"]}")
+
+
+# Programs.
+
+
+@plain.get("/v1/programs/{name}", responses={200: {"model": schemas.Served}})
+async def program(name: Annotated[schemas.Name, InPath()], key: Decides, service: Live) -> Response:
+    """Show a program as it is served: its parts, its versions, the policy of each arm, what is paused."""
+    decider, store = service.decider(key, name), service.store
+    declared = decider.program
+    versions = await service.kept(store.programs(name))
+    paused = await service.kept(store.paused(name))
+    served = schemas.Served(
+        name=name,
+        title=declared.title,
+        version=declared.version,
+        versions=sorted(versions),
+        stages=[s.name for s in declared.stages],
+        events=[e.name for e in declared.events],
+        incentives=list(declared.space.incentives),
+        tones=list(declared.space.tones),
+        timings=list(declared.space.timings),
+        policies={a: schemas.PolicyName(name=c.name, version=c.version) for a, c in decider.choosers.items()},
+        paused=sorted(paused),
+    )
+    return _json(served.model_dump_json().encode())
+
+
+@plain.post("/v1/programs/{name}/pause", responses={200: {"model": schemas.Paused}})
+async def pause(
+    name: Annotated[schemas.Name, InPath()], key: Administers, service: Live, body: schemas.Pause | None = None
+) -> Response:
+    """Stop a program at once, or one level of it such as `incentive=coupon`: from then on only hold, or others."""
+    level = _level(service, key, name=name, body=body)
+    await service.kept(service.store.pause(name, level))
+    return await _paused(service, name)
+
+
+@plain.post("/v1/programs/{name}/resume", responses={200: {"model": schemas.Paused}})
+async def resume(
+    name: Annotated[schemas.Name, InPath()], key: Administers, service: Live, body: schemas.Pause | None = None
+) -> Response:
+    """Go on with what was paused."""
+    level = _level(service, key, name=name, body=body)
+    await service.kept(service.store.resume(name, level))
+    return await _paused(service, name)
+
+
+def _level(service: Service, key: Key, *, name: str, body: schemas.Pause | None) -> str:
+    declared = service.decider(key, name).program
+    try:
+        return validation.level((body or schemas.Pause()).level, declared)
+    except InvalidError as error:
+        raise problems.field(error.field, str(error)) from None
+
+
+async def _paused(service: Service, name: str) -> Response:
+    paused = await service.kept(service.store.paused(name))
+    return _json(schemas.Paused(program=name, paused=sorted(paused)).model_dump_json().encode())
+
+
+# How it is.
+
+
+@open_to_all.get("/healthz", responses={200: {"model": schemas.Health}})
+async def health() -> Response:
+    """Say that the process answers."""
+    return _json(schemas.Health().model_dump_json().encode())
+
+
+@open_to_all.get("/readyz", responses={200: {"model": schemas.Readiness}, 503: {"model": schemas.Readiness}})
+async def ready(service: Live) -> Response:
+    """Say whether every part works; 503 if one does not, with what to do."""
+    parts = await service.readiness()
+    every = all(part.ok for part in parts.values())
+    body = schemas.Readiness(ready=every, parts=parts).model_dump_json().encode()
+    return _json(body, status=200 if every else 503)
+
+
+@open_to_all.get("/metrics", response_class=Response)
+async def metrics(service: Live) -> Response:
+    """Give the metrics, as Prometheus reads them."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE)

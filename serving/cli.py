@@ -1,0 +1,277 @@
+"""`nudge ...`: the command line, and the place where everything is put together.
+
+Heavy imports stay inside commands: `nudge --help` needs none of them.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from optimizer.program import Program
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+program_argument = click.argument("program", metavar="PROGRAM")
+
+
+class _Commands(click.Group):
+    """Commands whose mistakes in what they were given end with the message and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, FileNotFoundError, ConnectionError) as error:
+            click.echo(f"nudge: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="nudge-optimizer")
+def main() -> None:
+    """Choose the next best nudge for each customer, learn from what happens, and say honestly what it is worth.
+
+    PROGRAM is the name of a shipped program, the name of one in NUDGE_HOME/programs, or a TOML file.
+    """
+
+
+# ------------------------------------------------------------------------------------------------------- the service
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="API processes.")
+@click.option("--simulated", is_flag=True, help="Mark a new store as simulated: requests may then name their own time.")
+@click.option("--follow/--no-follow", default=True, help="Publish the champion when its alias moves in MLflow.")
+def serve(host: str, port: int, workers: int, simulated: bool, follow: bool) -> None:
+    """Answer decisions over HTTP, on the embedded store or the one at REDIS_URL."""
+    from serving import processes
+
+    processes.serve(host=host, port=port, workers=workers, simulated=simulated, follow=follow)
+
+
+@main.command()
+@click.argument("programs", nargs=-1, metavar="[PROGRAM]...")
+@click.option("--once", is_flag=True, help="Publish what is champion now, and stop.")
+def follow(programs: tuple[str, ...], once: bool) -> None:
+    """Publish each program's champion to the service whenever its alias moves in MLflow."""
+    from serving import loop
+
+    loop.follow(programs, once=once)
+
+
+@main.command()
+@click.option("--watch", is_flag=True, help="Go on archiving until interrupted.")
+@as_json
+def archive(watch: bool, as_json: bool) -> None:
+    """Move the event log from the store to Parquet, exactly once."""
+    from serving import loop, output
+
+    output.show(loop.archive(watch=watch), as_json=as_json)
+
+
+@main.group()
+def keys() -> None:
+    """Make, list, rotate and revoke API keys."""
+
+
+@keys.command("create")
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, type=click.Choice(["decide", "report", "admin", "simulate"]))
+@click.option("--program", "programs", multiple=True, help="Limit the key to a program; may be repeated.")
+def keys_create(name: str, scopes: tuple[str, ...], programs: tuple[str, ...]) -> None:
+    """Make a key and print it once; only its hash is kept."""
+    from serving import auth, settings
+
+    click.echo(auth.create(settings.load().keys_file, name, scopes=scopes or ("decide", "report"), programs=programs))
+
+
+@keys.command("list")
+@as_json
+def keys_list(as_json: bool) -> None:
+    """List the keys: names, scopes and programs, never the keys."""
+    from serving import auth, output, settings
+
+    output.show(auth.listed(settings.load().keys_file), as_json=as_json)
+
+
+@keys.command("rotate")
+@click.argument("name")
+def keys_rotate(name: str) -> None:
+    """Replace a key by a new one and print it once."""
+    from serving import auth, settings
+
+    click.echo(auth.rotate(settings.load().keys_file, name))
+
+
+@keys.command("revoke")
+@click.argument("name")
+def keys_revoke(name: str) -> None:
+    """Make a key useless at once."""
+    from serving import auth, settings
+
+    auth.revoke(settings.load().keys_file, name)
+    click.echo(f"revoked {name}")
+
+
+# ---------------------------------------------------------------------------------------------------------- the loop
+
+
+@main.command("import")
+@click.argument("log", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--map", "mapping", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="A TOML file that says what the log's columns mean.")  # fmt: skip
+@as_json
+def import_(log: Path, mapping: Path, as_json: bool) -> None:
+    """Turn a CSV or Parquet LOG of another system into the archive."""
+    from serving import output, settings
+    from training import importing
+
+    with output.progress() as told:
+        imported = importing.read(log, mapping, archive=settings.load().archive, progress=told)
+    output.show(imported, as_json=as_json)
+
+
+@main.command()
+@program_argument
+@click.option("--kind", "kinds", multiple=True, help="Fit only this kind of policy; may be repeated.")
+@as_json
+def train(program: str, kinds: tuple[str, ...], as_json: bool) -> None:
+    """Fit candidates on the earlier part of the archived log and register them in MLflow."""
+    from serving import loop, output
+
+    with output.progress() as told:
+        trained = loop.train(found(program), kinds=kinds, progress=told)
+    output.show(trained, as_json=as_json)
+
+
+@main.command()
+@program_argument
+@click.option("--whole", is_flag=True, help="Value what learned nothing on the whole log; leave candidates out.")
+@click.option("--always", multiple=True, metavar="NUDGE", help="Value incentive/tone/timing, always made; repeatable.")
+@as_json
+def evaluate(program: str, whole: bool, always: tuple[str, ...], as_json: bool) -> None:
+    """Judge the newest candidates on the later part of the log; the page for marketers goes to MLflow."""
+    from serving import loop, output
+
+    with output.progress() as told:
+        evaluated = loop.evaluate(found(program), whole=whole, always=always, progress=told)
+    output.show(evaluated, as_json=as_json)
+
+
+@main.command()
+@program_argument
+@click.option("--rollback", is_flag=True, help="Make the previous champion the champion again.")
+@as_json
+def promote(program: str, rollback: bool, as_json: bool) -> None:
+    """Move the champion's alias if the newest evaluation shows a better challenger, and say why or why not."""
+    from serving import loop, output
+
+    output.show(loop.promote(found(program), rollback=rollback), as_json=as_json)
+
+
+@main.command()
+@program_argument
+@as_json
+def audit(program: str, as_json: bool) -> None:
+    """Check whether the archived log can be trusted to answer questions: its probabilities, weights and maturity."""
+    from serving import loop, output
+
+    output.show(loop.audit(found(program)), as_json=as_json)
+
+
+@main.command()
+@program_argument
+@click.option("--output", "target", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the page.")
+def report(program: str, target: Path | None) -> None:
+    """Write the newest evaluation's page to a file that any browser opens."""
+    from serving import loop
+
+    click.echo(loop.report(found(program), target=target))
+
+
+@main.command()
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+def ui(port: int) -> None:
+    """Open MLflow on the right store."""
+    from serving import processes
+
+    processes.ui(port=port)
+
+
+# ------------------------------------------------------------------------------------------------------- the program
+
+
+@main.group("program")
+def program_group() -> None:
+    """Check and show programs."""
+
+
+@program_group.command("check")
+@program_argument
+@as_json
+def program_check(program: str, as_json: bool) -> None:
+    """Say what is wrong with a program: file, key and mend. Exit code 2 if anything is."""
+    from serving import output
+
+    parsed = found(program)
+    output.show({"program": parsed.name, "version": parsed.version, "faults": []}, as_json=as_json)
+
+
+@program_group.command("show")
+@program_argument
+@as_json
+def program_show(program: str, as_json: bool) -> None:
+    """Show what a program declares: stages, events, actions, guardrails."""
+    from serving import output
+
+    output.show(output.described(found(program)), as_json=as_json)
+
+
+# ----------------------------------------------------------------------------------------------------- the simulation
+
+
+@main.command()
+@click.argument("worlds", nargs=-1, metavar="[WORLD]...")
+@click.option("--program", default="fitness-coaching", show_default=True, metavar="PROGRAM")
+@click.option("--policy", "policies", multiple=True, help="A kind of policy; may be repeated.")
+@click.option("--customers", default=2_000, show_default=True, type=click.IntRange(10, 10_000_000))
+@click.option("--days", default=28, show_default=True, type=click.IntRange(1, 3650))
+@click.option("--seed", default=1, show_default=True)
+@as_json
+def simulate(worlds: tuple[str, ...], **asked: Any) -> None:
+    """Run policies against simulated customers whose true responses are known."""
+    from serving import output
+    from simulations import comparison
+
+    with output.progress() as told:
+        program, as_json = found(asked.pop("program")), asked.pop("as_json")
+        compared = comparison.run(program, worlds, progress=told, **asked)
+    output.show(compared, as_json=as_json)
+
+
+@main.command()
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the story as data.")
+@click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="Keep the demo's data in this folder.")
+@click.option("--customers", default=None, type=click.IntRange(100, 100_000), help="How many simulated customers.")
+def demo(json_file: Path | None, home: Path | None, customers: int | None) -> None:
+    """Tell the whole story in about three minutes: serve, learn, judge, promote, serve better."""
+    from serving import demo as story
+
+    story.run(json_file=json_file, home=home, customers=customers)
+
+
+def found(name: str) -> "Program":
+    """Return a program by file, by name in NUDGE_HOME/programs, or by shipped name."""
+    from serving import programs, settings
+
+    return programs.find(name, folder=settings.load().programs)
+
+
+Command = Callable[..., None]
+
+if __name__ == "__main__":
+    main()

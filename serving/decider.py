@@ -1,0 +1,410 @@
+"""How do many requests become few round trips?
+
+Those that wait together are decided together: one read, one scoring, one commit, while the next ones gather. A
+request is a *lane* of asks. Lanes take turns, so a large one does not keep a small one waiting; a customer is in one
+batch at a time, and later asks of the same customer wait for the next. Nobody who stops waiting takes a batch along.
+"""
+
+import asyncio
+import logging
+import time
+from base64 import b32hexencode
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from optimizer.engine import CHAMPION, Ask, Chooser, Optimizer
+from optimizer.events import Decision, Salt, Scalar
+from optimizer.guardrails import Request
+from optimizer.program import Program
+from serving import render
+from serving.metrics import Metrics
+from serving.render import Rendered
+from serving.store import Commitment, Committed, Found, StoreError, Turn, Wanted
+
+RETRIES = 3
+"""How often a row that turned out stale is decided again before it is hold."""
+
+TOGETHER = 2
+"""Batches under way at once: one is scored while the other is being kept."""
+
+_CROCKFORD = bytes.maketrans(b"0123456789ABCDEFGHIJKLMNOPQRSTUV", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+
+log = logging.getLogger("nudge.decider")
+
+
+class OverloadedError(Exception):
+    """More requests wait than may."""
+
+
+class Keeper(Protocol):
+    """What deciding needs of the store."""
+
+    salt: Salt
+
+    async def read(self, program: Program, wanted: Sequence[Wanted]) -> list[Found]: ...
+
+    async def commit(self, program: Program, rows: Sequence[Commitment]) -> list[Committed]: ...
+
+
+class Wish(NamedTuple):
+    """One request for a decision, validated."""
+
+    customer_id: str
+    decision_id: str
+    at: float
+    context: Mapping[str, Scalar] = {}
+    request: Request = Request()
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A request of one or many wishes, and who waits for all of their answers."""
+
+    waiter: "asyncio.Future[list[bytes]]"
+    since: float
+    answers: list[bytes]
+    left: int
+    waiting: "deque[_Entry]" = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A wish on its way through a lane."""
+
+    wish: Wish
+    lane: _Lane
+    index: int
+
+
+class Breaker:
+    """Keeps a failing store from being asked by everybody: after a failure it is tried again later and later.
+
+    Args:
+        shortest, longest: seconds until the next try, after the first failure and after many.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self, *, shortest: float = 0.05, longest: float = 1.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._shortest, self._longest, self._clock = shortest, longest, clock
+        self._pause = 0.0
+        self._closed_until = 0.0
+
+    @property
+    def open(self) -> bool:
+        """Whether the store is not to be asked now."""
+        return self._clock() < self._closed_until
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the store did what was asked of it last."""
+        return self._pause == 0.0
+
+    def worked(self) -> None:
+        """Trust the store again."""
+        self._pause = self._closed_until = 0.0
+
+    def failed(self) -> None:
+        """Leave the store alone for a while."""
+        self._pause = min(max(2.0 * self._pause, self._shortest), self._longest)
+        self._closed_until = self._clock() + self._pause
+
+
+class Decider:
+    """Decides for one program.
+
+    Args:
+        program: the program as it is now.
+        chooser: the policy of the champion's arm; `swap` changes it.
+        store: returns the store, or None while there is none.
+        metrics: where it is measured.
+        size: most rows of a batch.
+        queue: most rows that wait.
+        seconds: after so long a row that is not kept is answered as hold.
+        breaker: shared by all who ask the store.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        chooser: Chooser,
+        *,
+        store: Callable[[], Keeper | None],
+        metrics: Metrics,
+        size: int = 64,
+        queue: int = 4096,
+        seconds: float = 1.0,
+        breaker: Breaker | None = None,
+    ) -> None:
+        self.program = program
+        self.choosers: Mapping[str, Chooser] = {CHAMPION: chooser}
+        self.breaker = breaker or Breaker()
+        self.latest = 0.0
+        self._store, self._metrics = store, metrics
+        self._size, self._queue, self._seconds = size, queue, seconds
+        self._lanes: deque[_Lane] = deque()
+        self._freed: deque[_Entry] = deque()
+        self._held: defaultdict[str, deque[_Entry]] = defaultdict(deque)
+        self._busy: set[str] = set()
+        self._waiting = 0
+        self._arrived = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """How many rows wait for a batch."""
+        return self._waiting
+
+    def swap(self, arm: str, chooser: Chooser) -> None:
+        """Let another policy serve an arm, from the next batch on."""
+        self.choosers = {**self.choosers, arm: chooser}
+
+    def check_room(self, rows: int) -> None:
+        """Raise `OverloadedError` where so many more rows are too many."""
+        if self._waiting + rows > self._queue:
+            raise OverloadedError(
+                f"{self._waiting} requests of {self.program.name} wait already, at most {self._queue} may"
+            )
+
+    def submit(self, wishes: Sequence[Wish]) -> "asyncio.Future[list[bytes]]":
+        """Return what will be an answer for each wish, in order. Cancelling it takes nobody else along."""
+        loop = asyncio.get_running_loop()
+        lane = _Lane(loop.create_future(), loop.time(), [b""] * len(wishes), len(wishes))
+        lane.waiting.extend([_Entry(wish, lane, i) for i, wish in enumerate(wishes)])
+        self._lanes.append(lane)
+        self._waiting += len(wishes)
+        self._arrived.set()
+        return lane.waiter
+
+    async def preview(self, wish: Wish, store: Keeper) -> bytes:
+        """Return what would be decided and why, as it would be kept; nothing is written."""
+        (found,) = await store.read(self.program, [Wanted(wish.customer_id, "", wish.at)])
+        made = self._made(store.salt, [wish], [found])
+        (rendered,) = render.decisions(self.program, [found.customer], made)
+        return rendered.kept
+
+    async def run(self) -> None:
+        """Decide until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(TOGETHER):
+                    group.create_task(self._work())
+        finally:
+            while batch := self._gather():
+                self._hold(batch, "closing")
+
+    async def _work(self) -> None:
+        while True:
+            batch = self._gather()
+            if not batch:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            try:
+                await self._decide(batch)
+            finally:
+                for entry in batch:
+                    self._free(entry.wish.customer_id)
+
+    # Who is next?
+
+    def _gather(self) -> list[_Entry]:
+        """Take the next rows: those that waited for their customer's turn, then a fair part of each lane."""
+        batch: list[_Entry] = []
+        while self._freed and len(batch) < self._size:
+            batch.append(self._freed.popleft())
+        while self._lanes and len(batch) < self._size:
+            lane = self._lanes.popleft()
+            self._take(lane, batch, most=max(1, (self._size - len(batch)) // (len(self._lanes) + 1)))
+            if lane.waiting:
+                self._lanes.append(lane)
+        self._waiting -= len(batch)
+        return batch
+
+    def _take(self, lane: _Lane, batch: list[_Entry], *, most: int) -> None:
+        if lane.waiter.done():  # nobody waits for it any more
+            self._waiting -= len(lane.waiting)
+            lane.waiting.clear()
+        for _ in range(min(most, len(lane.waiting))):
+            entry = lane.waiting.popleft()
+            if entry.wish.customer_id in self._busy:
+                self._held[entry.wish.customer_id].append(entry)
+            else:
+                self._busy.add(entry.wish.customer_id)
+                batch.append(entry)
+
+    def _free(self, customer_id: str) -> None:
+        """Let the customer's next ask in."""
+        held = self._held.get(customer_id)
+        while held:
+            entry = held.popleft()
+            if not entry.lane.waiter.done():
+                self._freed.append(entry)
+                self._arrived.set()
+                return
+            self._waiting -= 1
+        self._held.pop(customer_id, None)
+        self._busy.discard(customer_id)
+
+    def _answer(self, entry: _Entry, kept: bytes) -> None:
+        lane = entry.lane
+        lane.answers[entry.index] = render.answer_of(kept)
+        lane.left -= 1
+        if lane.left == 0 and not lane.waiter.done():
+            lane.waiter.set_result(lane.answers)
+
+    def _hold(self, entries: Sequence[_Entry], reason: str) -> None:
+        """Answer hold: not a decision, nothing is kept, and the same id may be asked again."""
+        if entries:
+            self._metrics.degraded.labels(self.program.name, reason).inc(len(entries))
+        for entry in entries:
+            wish = entry.wish
+            self._answer(entry, render.degraded(self.program.name, wish.customer_id, wish.decision_id))
+
+    # One batch.
+
+    async def _decide(self, batch: list[_Entry]) -> None:
+        now = asyncio.get_running_loop().time()
+        self._observe("queue", now - min(e.lane.since for e in batch))
+        self._metrics.batch_rows.labels(self.program.name).observe(len(batch))
+        self._metrics.waiting.labels(self.program.name).set(self._waiting)
+        entries = [e for e in batch if now - e.lane.since <= self._seconds]
+        self._hold([e for e in batch if now - e.lane.since > self._seconds], "late")
+        store = self._store()
+        if store is None or self.breaker.open:
+            self._hold(entries, "store")
+            return
+        left = {id(e): e for e in entries}
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._attempts(store, left)
+        except asyncio.CancelledError:
+            self._hold(list(left.values()), "closing")
+            raise
+        except (StoreError, TimeoutError) as error:
+            self.breaker.failed()
+            log.warning("store failed while deciding", extra={"error": type(error).__name__, "rows": len(left)})
+            self._hold(list(left.values()), "store")
+        except Exception:
+            log.exception("a batch could not be decided", extra={"program": self.program.name, "rows": len(left)})
+            self._hold(list(left.values()), "error")
+        else:
+            self.breaker.worked()
+            self._hold(list(left.values()), "stale")
+
+    async def _attempts(self, store: Keeper, left: dict[int, _Entry]) -> None:
+        """Decide rows until all are kept, or the retries are used up; `left` is what is not answered yet."""
+        for attempt in range(1 + RETRIES):
+            if not left:
+                return
+            if attempt:
+                self._metrics.stale.labels(self.program.name).inc(len(left))
+            await self._attempt(store, left)
+
+    async def _attempt(self, store: Keeper, left: dict[int, _Entry]) -> None:
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        found = await store.read(self.program, [_wanted(e.wish) for e in left.values()])
+        self._observe("read", clock() - started)
+        fresh: list[tuple[_Entry, Found]] = []
+        for entry, before in zip(list(left.values()), found, strict=True):
+            if before.answer is None:
+                fresh.append((entry, before))
+            else:
+                self._answer(left.pop(id(entry)), before.answer)
+        started = clock()
+        scored = self._score(store.salt, fresh, left)
+        self._observe("score", clock() - started)
+        started = clock()
+        became = await store.commit(self.program, [row.commitment for row in scored]) if scored else []
+        self._observe("commit", clock() - started)
+        kept = []
+        for row, result in zip(scored, became, strict=True):
+            if result.status != "stale":
+                self._answer(left.pop(id(row.entry)), result.answer)
+            if result.status == "committed":
+                kept.append(row)
+        self._count(kept)
+
+    def _score(self, salt: Salt, fresh: Sequence[tuple[_Entry, Found]], left: dict[int, _Entry]) -> "list[_Scored]":
+        """Decide and render a batch; where that fails, row by row, so that a broken row fails alone."""
+        try:
+            return self._scored(salt, fresh)
+        except Exception:
+            log.exception("a batch could not be scored", extra={"program": self.program.name, "rows": len(fresh)})
+        scored: list[_Scored] = []
+        for row in fresh:
+            try:
+                scored += self._scored(salt, [row])
+            except Exception:  # noqa: BLE001  (logged above, with the batch)
+                self._hold([left.pop(id(row[0]))], "error")
+        return scored
+
+    def _scored(self, salt: Salt, fresh: Sequence[tuple[_Entry, Found]]) -> "list[_Scored]":
+        found = [f for _, f in fresh]
+        made = self._made(salt, [e.wish for e, _ in fresh], found)
+        rendered = render.decisions(self.program, [f.customer for f in found], made)
+        rows = zip(fresh, made, rendered, strict=True)
+        return [_Scored(entry, Commitment(f, d, r.kept), r) for (entry, f), d, r in rows]
+
+    def _made(self, salt: Salt, wishes: Sequence[Wish], found: Sequence[Found]) -> list[Decision]:
+        """Decide turn by turn: rows of one turn see the same budget. In the order of the wishes."""
+        optimizer = Optimizer(self.program, self.choosers, salt)
+        turns: defaultdict[Turn, list[int]] = defaultdict(list)
+        for i, before in enumerate(found):
+            turns[before.turn].append(i)
+        made: dict[int, Decision] = {}
+        for rows in turns.values():
+            asks = [Ask(found[i].customer, *wishes[i][1:]) for i in rows]
+            made |= zip(rows, optimizer.decide(asks, found[rows[0]].shared), strict=True)
+        return [made[i] for i in range(len(wishes))]
+
+    # What was it?
+
+    def _observe(self, stage: str, seconds: float) -> None:
+        self._metrics.stage_seconds.labels(self.program.name, stage).observe(seconds)
+
+    def _count(self, kept: "Sequence[_Scored]") -> None:
+        name, metrics = {"program": self.program.name}, self._metrics
+        decisions = [row.commitment.decision for row in kept]
+        self.latest = max([self.latest, *(d.at for d in decisions)])
+        for arm in {d.arm for d in decisions}:
+            kinds = ("nudge" if d.action else "hold" for d in decisions if d.arm == arm)
+            metrics.count(metrics.decisions, {**name, "arm": arm}, kinds, by="kind")
+        reasons = (row.rendered.hold_reason for row in kept)
+        metrics.count(metrics.holds, name, (r for r in reasons if r is not None), by="reason")
+        metrics.count(metrics.blocks, name, _rules(decisions), by="rule")
+
+
+class _Scored(NamedTuple):
+    """A row that is decided and rendered, and not kept yet."""
+
+    entry: _Entry
+    commitment: Commitment
+    rendered: Rendered
+
+
+def _wanted(wish: Wish) -> Wanted:
+    return Wanted(wish.customer_id, wish.decision_id, wish.at)
+
+
+def _rules(decisions: Sequence[Decision]) -> Iterable[str]:
+    for decision in decisions:
+        yield from decision.blocked.values()
+
+
+def new_id(shard: int, *, at: float, entropy: bytes) -> str:
+    """Return a decision id that carries its shard and sorts by time: `<shard in hex>-<ULID>`.
+
+    Args:
+        shard: of the customer.
+        at: seconds since the epoch.
+        entropy: ten random bytes.
+
+    >>> new_id(14, at=1_767_225_600.0, entropy=bytes(10))
+    'e-01KDVG91000000000000000000'
+    """
+    value = (int(at * 1000) << 80) | int.from_bytes(entropy, "big")
+    return f"{shard:x}-{b32hexencode(value.to_bytes(20, 'big'))[6:].translate(_CROCKFORD).decode()}"

@@ -1,0 +1,125 @@
+"""How does the command line speak? Tables for people, JSON for programs, progress bars on stderr."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from optimizer.program import DAY, Program
+
+Told = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is done, and of how much."""
+
+
+def show(result: object, *, as_json: bool) -> None:
+    """Print a result: as JSON, or as a table of its fields."""
+    plain = msgspec.to_builtins(result)
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode() + "\n")
+        return
+    console = Console()
+    if isinstance(plain, Mapping):
+        _fields(console, plain)
+    elif isinstance(plain, list):
+        _rows(console, "", plain)
+    else:
+        console.print(plain)
+
+
+def described(program: Program) -> dict[str, object]:
+    """Return what a program declares, in the words and the order that people ask in."""
+    return {
+        "program": program.name,
+        "title": program.title,
+        "version": program.version,
+        "goal": program.goal,
+        "actions": program.space.k,
+        "features": program.space.d,
+        "matures_after_days": program.matures_after / DAY,
+        "stages": [
+            {
+                "stage": s.name,
+                "title": s.title,
+                "leads_to": sorted({e.moves[s.name] for e in program.events if s.name in e.moves}),
+            }
+            for s in program.stages
+        ],
+        "events": [{"event": e.name, "kind": e.kind, "value": e.value} for e in program.events],
+        "incentives": [
+            {"incentive": i.name, "kind": i.kind, "cost": i.cost, "stages": list(i.stages) or ["all"]}
+            for i in program.incentives
+        ],
+        "tones": [{"tone": t.name, "title": t.title} for t in program.tones],
+        "timings": [{"timing": t.name, "title": t.title} for t in program.timings],
+        "guardrails": msgspec.to_builtins(program.guardrails),
+    }
+
+
+@contextmanager
+def progress() -> Iterator[Told]:
+    """Show a bar for each kind of work that is reported, on stderr, where that is a terminal."""
+    columns = (TextColumn("{task.description:<38}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def told(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=of)
+            bars.update(tasks[what], completed=done, total=of)
+
+        yield told
+
+
+def _fields(console: Console, fields: Mapping[str, object]) -> None:
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in fields.items():
+        if not _is_table(value):
+            facts.add_row(f"[bold]{_words(name)}[/bold]", _text(value))
+    console.print(facts)
+    for name, value in fields.items():
+        if _is_table(value):
+            _rows(console, _words(name), value)  # type: ignore[arg-type]
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _rows(console: Console, title: str, rows: Sequence[Mapping[str, object]]) -> None:
+    if not rows:
+        console.print("nothing to show")
+        return
+    table = Table(title=title or None, title_justify="left")
+    names = list(rows[0])
+    for name in names:
+        table.add_column(_words(name), justify="right" if isinstance(rows[0][name], int | float) else "left")
+    for row in rows:
+        table.add_row(*(_text(row.get(name)) for name in names))
+    console.print(table)
+
+
+def _words(name: object) -> str:
+    return str(name).replace("_", " ")
+
+
+def _text(value: object) -> str:
+    match value:
+        case None:
+            text = "-"
+        case bool():
+            text = "yes" if value else "no"
+        case float():
+            text = f"{value:,.4g}"
+        case int():
+            text = f"{value:,}"
+        case Mapping():
+            text = ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+        case list():
+            text = ", ".join(map(_text, value))
+        case _:
+            text = str(value)
+    return text

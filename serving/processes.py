@@ -1,0 +1,114 @@
+"""Which processes make up a running service? The store, the API, the follower of the registry; and MLflow's UI."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from serving import auth, embedded, settings
+from serving.settings import Settings
+
+_READY_SECONDS = 60.0
+
+
+@contextmanager
+def store_url(given: Settings) -> Iterator[str]:
+    """Have a store for as long as the block lasts: the one at REDIS_URL, or the embedded one of the home folder."""
+    if given.redis_url:
+        yield given.redis_url
+        return
+    with embedded.serve(given.home / "store") as server:
+        yield server.url
+
+
+def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) -> None:
+    """Run the API until interrupted, with the store and, once it is ready, the follower beside it."""
+    given = settings.load()
+    auth.refuse_public(host, given.keys_file)
+    with store_url(given) as url:
+        os.environ["REDIS_URL"] = url  # what the app, and each of its workers, reads
+        if simulated:
+            mark_simulated(url)
+        follower = _Follower(host, port) if follow else None
+        try:
+            uvicorn.run(
+                "serving.app:from_environment",
+                factory=True,
+                host=host,
+                port=port,
+                workers=workers,
+                loop="uvloop",
+                http="httptools",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+            )
+        finally:
+            if follower is not None:
+                follower.stop()
+
+
+def mark_simulated(url: str) -> None:
+    """Create the store's layout as simulated; ValueError if it exists and is not."""
+    import asyncio  # noqa: PLC0415  (kept beside its one use)
+
+    from serving.store import Store  # noqa: PLC0415
+
+    async def create() -> None:
+        async with await Store.open(url, simulated=True):
+            pass
+
+    asyncio.run(create())
+
+
+class _Follower:
+    """`nudge follow` as a process of its own, started when the API first is ready: the API never waits for MLflow."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/readyz"  # noqa: S104
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._start, daemon=True)
+        self._thread.start()
+
+    def _start(self) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < deadline and not self._stopping.wait(0.2):
+            if _answers(self._url):
+                self._process = subprocess.Popen([sys.executable, "-m", "serving.cli", "follow"])  # noqa: S603
+                return
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as answer:  # noqa: S310  (our own address)
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def ui(*, port: int) -> None:
+    """Run MLflow's UI on the store that the registry uses."""
+    from training.registry import Registry  # noqa: PLC0415  (heavy)
+
+    store = Registry.open()
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri, "--port", str(port)]
+    if store.artifacts:
+        command += ["--default-artifact-root", store.artifacts]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    print(f"MLflow on http://127.0.0.1:{port} (interrupt to stop)")  # noqa: T201
+    subprocess.run(command, env=environment, check=False, cwd=Path.cwd())  # noqa: S603

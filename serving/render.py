@@ -1,0 +1,274 @@
+"""What is answered? Decisions and customers as JSON; the contract is in `schemas`.
+
+An answer is kept as two lines: what the app gets, and why it was so. JSON has no raw line ends, so the first one
+parts them, and a repeated answer is the same bytes.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import msgspec
+import numpy as np
+
+from optimizer import journey
+from optimizer.actions import FACTORS
+from optimizer.customer import Customer, share
+from optimizer.engine import HOLDOUT
+from optimizer.events import Decision, Scalar
+from optimizer.guardrails import next_eligible
+from optimizer.program import Message, Milestone, Program
+
+SHOWN = 10
+"""How many of the most likely actions an explanation names."""
+
+CHOSEN, DEGRADED = "chosen", "degraded"
+
+
+class Action(msgspec.Struct, frozen=True):
+    incentive: str
+    tone: str
+    timing: str
+
+
+class Said(msgspec.Struct, frozen=True):
+    subject: str
+    body: str
+    call_to_action: str
+
+
+class Steps(msgspec.Struct, frozen=True):
+    milestone: str
+    done: int
+    of: int
+    reward: str
+
+
+class PolicyName(msgspec.Struct, frozen=True):
+    name: str
+    version: str
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """`schemas.Decision`, as it is rendered."""
+
+    decision_id: str
+    customer_id: str
+    program: str
+    action: Action | None = None
+    deliver_at: str | None = None
+    expires_at: str | None = None
+    message: Said | None = None
+    propensity: float | None = None
+    policy: PolicyName | None = None
+    stage: str | None = None
+    progress: Steps | None = None
+    hold_reason: str | None = None
+    next_eligible_at: str | None = None
+    degraded: bool = False
+
+
+class Why(msgspec.Struct, frozen=True, kw_only=True):
+    """What `schemas.Explanation` adds to a decision."""
+
+    arm: str
+    program_version: str
+    at: str
+    chances: dict[str, float]
+    others: int
+    blocked: dict[str, str]
+    context: dict[str, Scalar]
+
+
+class Rendered(NamedTuple):
+    """An answer as it is kept, and the reason for which it holds, if it does."""
+
+    kept: bytes
+    hold_reason: str | None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def decisions(program: Program, customers: Sequence[Customer], made: Sequence[Decision]) -> list[Rendered]:
+    """Render decisions (n), each about the customer as found before it."""
+    if not made:
+        return []
+    vectors = np.stack([d.vector for d in made])
+    top = np.argsort(-vectors, axis=1, kind="stable")[:, :SHOWN].tolist()
+    possible = (vectors > 0).sum(axis=1).tolist()
+    rows = zip(customers, made, top, possible, strict=True)
+    return [_decision(program, c, d, top=t, possible=p) for c, d, t, p in rows]
+
+
+def _decision(program: Program, customer: Customer, made: Decision, *, top: list[int], possible: int) -> Rendered:
+    zone = customer.time_zone or program.guardrails.time_zone
+    vector = made.vector
+    reason = None if made.action else hold_reason(program, made)
+    steps = journey.progress(program, customer)
+    eligible = next_eligible(program, customer, at=made.at) if reason else None
+    progress = Steps(*steps) if steps else None
+    answer = Answer(
+        decision_id=made.decision_id,
+        customer_id=made.customer_id,
+        program=made.program,
+        **_nudge(program, customer, made, steps=progress, zone=zone),
+        propensity=float(vector[made.action]) / float(vector.sum(dtype=np.float64)),
+        policy=PolicyName(made.policy, made.policy_version),
+        stage=customer.stage,
+        progress=progress,
+        hold_reason=reason,
+        next_eligible_at=local_time(eligible, zone) if eligible is not None else None,
+    )
+    named = top[: min(possible, SHOWN)]
+    why = Why(
+        arm=made.arm,
+        program_version=made.program_version,
+        at=local_time(made.at, zone),
+        chances={program.space.names[a]: round(float(vector[a]), 6) for a in named},
+        others=possible - len(named),
+        blocked=made.blocked,
+        context=made.context,
+    )
+    return Rendered(_encode(answer) + b"\n" + _encode(why), reason)
+
+
+def _nudge(program: Program, customer: Customer, made: Decision, *, steps: Steps | None, zone: str) -> dict[str, Any]:
+    parts = program.space.nudge(made.action)
+    if parts is None or made.deliver_at is None:
+        return {}
+    return {
+        "action": Action(*parts),
+        "deliver_at": local_time(made.deliver_at, zone),
+        "expires_at": local_time(made.deliver_at + program.guardrails.expires_after, zone),
+        "message": filled(program.messages[parts.incentive][parts.tone], steps or _last_reached(program, customer)),
+    }
+
+
+def answer_of(kept: bytes) -> bytes:
+    r"""Return what the app got.
+
+    >>> answer_of(b'{"degraded":false}\n{"arm":"champion"}')
+    b'{"degraded":false}'
+    """
+    return kept.partition(b"\n")[0]
+
+
+def explained(kept: bytes) -> bytes:
+    r"""Return the answer with why it was so.
+
+    >>> explained(b'{"degraded":false}\n{"arm":"champion"}')
+    b'{"degraded":false,"arm":"champion"}'
+    """
+    answer, _, why = kept.partition(b"\n")
+    return answer[:-1] + b"," + why[1:]
+
+
+def degraded(program: str, customer_id: str, decision_id: str) -> bytes:
+    """Return the safe answer where a decision cannot be kept: hold, and not a decision."""
+    return _encode(
+        Answer(
+            decision_id=decision_id,
+            customer_id=customer_id,
+            program=program,
+            hold_reason=DEGRADED,
+            degraded=True,
+        )
+    )
+
+
+def hold_reason(program: Program, made: Decision) -> str:
+    """Return why hold: the holdout, the rule that left nothing else, or the policy's choice."""
+    if made.arm == HOLDOUT:
+        return HOLDOUT
+    if np.count_nonzero(made.vector) > 1:
+        return CHOSEN
+    if rule := made.blocked.get("nudge"):
+        return rule
+    by_factor = dict(zip(FACTORS, program.space.factors, strict=True))
+    for factor in ("timing", "incentive", "tone"):
+        rules = [rule for level, rule in made.blocked.items() if level.startswith(f"{factor}=")]
+        if len(rules) == len(by_factor[factor]):
+            return Counter(rules).most_common(1)[0][0]
+    return CHOSEN
+
+
+def filled(message: Message, steps: Steps | None) -> Said:
+    """Return the words with the customer's progress in them.
+
+    >>> filled(Message(subject="{done} of {of}", body="{reward}", call_to_action="Go"), Steps("m", 2, 3, "a badge"))
+    Said(subject='2 of 3', body='a badge', call_to_action='Go')
+    """
+    words = (message.subject, message.body, message.call_to_action)
+    if steps is None or not any("{" in w for w in words):
+        return Said(*words)
+    values = {"done": steps.done, "of": steps.of, "milestone": steps.milestone, "reward": steps.reward}
+    for name, value in values.items():
+        words = tuple(w.replace(f"{{{name}}}", str(value)) for w in words)  # type: ignore[assignment]
+    return Said(*words)
+
+
+def _last_reached(program: Program, customer: Customer) -> Steps | None:
+    """Return the last milestone as complete: what a message speaks of when nothing is left to reach."""
+    reached = journey.earned(program, customer)
+    return Steps(reached[-1].title, reached[-1].of, reached[-1].of, reached[-1].reward) if reached else None
+
+
+def customer_state(program: Program, customer: Customer, *, at: float) -> bytes:
+    """Render where a customer is in a program at a moment."""
+    zone = customer.time_zone or program.guardrails.time_zone
+    eligible = next_eligible(program, customer, at=at)
+    momentum, dosage = share(
+        np.array(
+            [
+                customer.steps.at(at, half_life=program.momentum_half_life),
+                customer.nudges.at(at, half_life=program.dosage_half_life),
+            ]
+        )
+    ).tolist()
+    steps = journey.progress(program, customer)
+    return _encode(
+        {
+            "customer_id": customer.customer_id,
+            "program": program.name,
+            "stage": customer.stage,
+            "consent": customer.consent,
+            "time_zone": zone,
+            "attributes": customer.attributes,
+            "momentum": round(momentum, 6),
+            "dosage": round(dosage, 6),
+            "streak": customer.streak,
+            "progress": Steps(*steps) if steps else None,
+            "milestones": [_milestone(program, m, customer) for m in program.milestones],
+            "next_eligible_at": local_time(eligible, zone) if eligible is not None else None,
+        }
+    )
+
+
+def _milestone(program: Program, milestone: Milestone, customer: Customer) -> dict[str, object]:
+    done = customer.counts.get(milestone.event, 0) if milestone.event is not None else customer.streak
+    return {
+        "name": milestone.name,
+        "title": milestone.title,
+        "done": min(done, milestone.of),
+        "of": milestone.of,
+        "reward": milestone.reward,
+        "reached": milestone in journey.earned(program, customer),
+    }
+
+
+def local_time(at: float, zone: str) -> str:
+    """Return a moment on a customer's clock, to the second.
+
+    >>> local_time(1_767_225_600.0, "Europe/Paris")
+    '2026-01-01T01:00:00+01:00'
+    """
+    return datetime.fromtimestamp(int(at), UTC).astimezone(_zone(zone)).isoformat()
+
+
+@lru_cache(maxsize=1024)
+def _zone(name: str) -> ZoneInfo:
+    return ZoneInfo(name)

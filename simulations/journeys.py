@@ -1,0 +1,338 @@
+"""What would the service know of each simulated customer? `optimizer.journey` once more, for columns of customers.
+
+These are the service's rules (`settle`, `follow`, `receive`, `cohort`) over arrays, because a million customers leave
+no time for one at a time; a test holds the two together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from optimizer.actions import HOLD, Bools, Floats, Ints
+from optimizer.customer import WEEK_SLOTS, Cohort, share
+from optimizer.journey import MEMORY
+from optimizer.program import DAY, Program
+from simulations.population import Population
+
+_CONSENT_UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Happenings:
+    """What customers did, `m` rows: of whom, which event, when, with which reported value.
+
+    Args:
+        customer, event: (m,), by index; the event after all others is a nudge reported as shown.
+        at: (m,), seconds since the epoch.
+        value: (m,), NaN where none is reported.
+        twice: (m,), whether the app reports it twice.
+        serial: (m,), on which day it was set off: with customer and event it names the outcome.
+    """
+
+    customer: Ints
+    event: Ints
+    at: Floats
+    value: Floats
+    twice: Bools
+    serial: Ints
+
+    def __len__(self) -> int:
+        return len(self.customer)
+
+    def take(self, rows: Ints | Bools) -> "Happenings":
+        """Return some of them."""
+        return Happenings(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Happenings"]) -> "Happenings":
+        """Return several batches as one."""
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+
+class Batch(NamedTuple):
+    """Happenings of customers `start` to `stop`."""
+
+    start: int
+    stop: int
+    happened: Happenings
+
+
+@dataclass
+class State:
+    """Where `n` customers are. The first columns are what the service knows; the last ones are hidden.
+
+    Args:
+        habit, fatigue: (n,), hidden. sated: (n,), 1 just after a goal, wearing off.
+        incentive_day, tone_day: (n, levels), when each level was last received, in days of the run; -inf for never.
+        pending: what has been set off and not arrived, by the customers' day at whose end it arrives.
+    """
+
+    stage: Ints
+    steps: Floats
+    steps_since: Floats
+    nudges: Floats
+    nudges_since: Floats
+    streak: Ints
+    streak_day: Ints
+    last_step: Floats
+    consent: Ints
+    sent_at: Floats
+    sent_day: Ints
+    sent_incentive: Ints
+    paused_until: Floats
+    counts: Ints
+    habit: Floats
+    fatigue: Floats
+    sated: Floats
+    incentive_day: Floats
+    tone_day: Floats
+    pending: dict[int, list[Batch]]
+
+    def copy(self) -> "State":
+        """Return a state that can go its own way."""
+        columns = {f.name: getattr(self, f.name).copy() for f in fields(self) if f.name != "pending"}
+        return State(**columns, pending={day: list(batches) for day, batches in self.pending.items()})
+
+    def keep(self, happened: Happenings, *, rows: slice, day: int) -> None:
+        """Let happenings of a slot's customers arrive at the end of a day."""
+        self.pending.setdefault(day, []).append(Batch(rows.start, rows.stop, happened))
+
+    def due(self, *, rows: slice, day: int) -> list[Happenings]:
+        """Take out what arrives at the end of a day for a slot's customers, however it was batched."""
+        found, rest = [], []
+        for batch in self.pending.pop(day, []):
+            if batch.stop <= rows.start or batch.start >= rows.stop:
+                rest.append(batch)
+            elif rows.start <= batch.start and batch.stop <= rows.stop:
+                found.append(batch.happened)
+            else:
+                inside = (batch.happened.customer >= rows.start) & (batch.happened.customer < rows.stop)
+                found.append(batch.happened.take(inside))
+                rest.append(batch._replace(happened=batch.happened.take(~inside)))
+        if rest:
+            self.pending[day] = rest
+        return found
+
+
+@dataclass(frozen=True)
+class Journey:
+    """A program's journey as tables over stages and events (e,)."""
+
+    program: Program
+    events: tuple[str, ...]
+
+    @cached_property
+    def moves(self) -> Ints:
+        """Shape (stages, e): the stage after an event."""
+        stay = np.arange(len(self.program.stages))[:, None]
+        extra = len(self.events) - len(self.program.events)
+        return np.concatenate([self.program.moves, np.repeat(stay, extra, axis=1)], axis=1)
+
+    @cached_property
+    def declared(self) -> int:
+        """How many events the program declares: any further one is a system event."""
+        return len(self.program.events)
+
+    @cached_property
+    def steps(self) -> Bools:
+        """Shape (e,): which events are micro- or macro-actions."""
+        kinds = [e.kind != "signal" for e in self.program.events]
+        return np.array(kinds + [False] * (len(self.events) - len(kinds)))
+
+    @cached_property
+    def pauses(self) -> Floats:
+        """Shape (e,): for how long an event pauses promotions; -inf for not."""
+        pauses = [-np.inf if e.pauses_promotion is None else e.pauses_promotion for e in self.program.events]
+        return np.array(pauses + [-np.inf] * (len(self.events) - len(pauses)))
+
+    @cached_property
+    def pauses_below(self) -> Floats:
+        """Shape (e,): the value below which it does; inf for any."""
+        below = [np.inf if e.pauses_below is None else e.pauses_below for e in self.program.events]
+        return np.array(below + [np.inf] * (len(self.events) - len(below)))
+
+    @cached_property
+    def lapses_after(self) -> Floats:
+        """Shape (stages,): seconds of idleness after which a stage lapses; inf for never."""
+        return np.array([np.inf if s.lapses_after is None else s.lapses_after for s in self.program.stages])
+
+    @cached_property
+    def lapses_to(self) -> Ints:
+        """Shape (stages,): where it lapses to."""
+        index = self.program.stage_index
+        return np.array([index[s.lapses_to or s.name] for s in self.program.stages], dtype=np.intp)
+
+
+def beginning(population: Population) -> State:
+    """Return customers whom the service does not know yet, with the history that the app reports when it starts."""
+    program, n = population.program, len(population)
+    rules = program.guardrails
+    width = min(WEEK_SLOTS, 2 * rules.cap_per_week + 2)
+    incentives, tones, _ = program.space.shape
+    return State(
+        stage=np.zeros(n, dtype=np.intp),
+        steps=np.zeros(n),
+        steps_since=np.zeros(n),
+        nudges=np.zeros(n),
+        nudges_since=np.zeros(n),
+        streak=np.zeros(n, dtype=np.intp),
+        streak_day=np.full(n, -1, dtype=np.intp),
+        last_step=np.full(n, np.nan),
+        consent=np.full(n, _CONSENT_UNKNOWN, dtype=np.intp),
+        sent_at=np.full((n, width), -np.inf),
+        sent_day=np.full((n, width), -1, dtype=np.intp),
+        sent_incentive=np.full((n, width), -1, dtype=np.intp),
+        paused_until=np.zeros(n),
+        counts=np.zeros((n, len(population.effects.events)), dtype=np.intp),
+        habit=np.full(n, 0.1),
+        fatigue=np.zeros(n),
+        sated=np.zeros(n),
+        incentive_day=np.full((n, incentives), -np.inf),
+        tone_day=np.full((n, tones), -np.inf),
+        pending={-1: [Batch(0, n, history(population))]},
+    )
+
+
+def history(population: Population) -> Happenings:
+    """Return what led customers to where they are at the start: the shortest way of events to a stage, a day each.
+
+    Each stage has `advanced` times the customers of the one before; the last event is hours to nine days old, so that
+    some stages have lapsed.
+    """
+    ways = _ways(population.program)
+    weights = population.world.advanced ** np.arange(len(ways))
+    u = population.chance("history", 0, rows=slice(0, len(population)), columns=2)
+    chosen = np.searchsorted(np.cumsum(weights / weights.sum())[:-1], u[:, 0], side="right")
+    last = population.start - DAY * (0.1 + 9.0 * u[:, 1] ** 2)
+    parts = [_history(np.flatnonzero(chosen == i), way, last=last[chosen == i]) for i, way in enumerate(ways)]
+    return Happenings.concatenate(parts)
+
+
+def _history(customers: Ints, way: Sequence[int], *, last: Floats) -> Happenings:
+    steps = np.arange(len(way))
+    serial = np.tile(steps - len(way), len(customers))
+    return Happenings(
+        customer=np.repeat(customers, len(way)),
+        event=np.tile(np.array(way, dtype=np.intp), len(customers)),
+        at=np.round(np.repeat(last, len(way)) + DAY * (serial + 1), 3),
+        value=np.full(len(serial), np.nan),
+        twice=np.zeros(len(serial), dtype=np.bool_),
+        serial=serial,
+    )
+
+
+def _ways(program: Program) -> list[tuple[int, ...]]:
+    """Return the shortest sequence of events to each stage that events lead to, nearest first."""
+    ways: dict[int, tuple[int, ...]] = {0: ()}
+    reached = [0]
+    for stage in reached:
+        for event in range(len(program.events)):
+            if (to := int(program.moves[stage, event])) not in ways:
+                ways[to] = (*ways[stage], event)
+                reached.append(to)
+    return [ways[stage] for stage in reached]
+
+
+def arrive(population: Population, state: State, *, rows: slice, day: int) -> None:
+    """Let what happened since the last ask, and is reported, reach the service; then settle at the moment of asking."""
+    journey = Journey(population.program, population.effects.events)
+    if batches := state.due(rows=rows, day=day - 1):
+        for happened in _turns(Happenings.concatenate(batches)):
+            _follow(population, journey, state, happened)
+    asks = population.asks(day, rows=rows)
+    everyone = np.arange(rows.start, rows.start + len(asks))
+    _settle(population, journey, state, who=everyone, at=asks)
+    stale = state.sent_at[rows] < (asks - MEMORY)[:, None]
+    if stale.any():
+        state.sent_at[rows][stale], state.sent_day[rows][stale], state.sent_incentive[rows][stale] = -np.inf, -1, -1
+
+
+def _turns(happened: Happenings) -> list[Happenings]:
+    """Return everybody's first happening, everybody's second, and so on, in order of time."""
+    happened = happened.take(np.lexsort((happened.event, happened.at, happened.customer)))
+    order = np.arange(len(happened))
+    new = np.r_[True, np.diff(happened.customer) > 0]
+    turn = order - np.maximum.accumulate(np.where(new, order, 0))
+    return [happened.take(np.flatnonzero(turn == i)) for i in range(int(turn.max(initial=-1)) + 1)]
+
+
+def _follow(population: Population, journey: Journey, state: State, happened: Happenings) -> None:
+    """What the service does with an outcome, settle and follow, for distinct customers (m,)."""
+    _settle(population, journey, state, who=happened.customer, at=happened.at)
+    state.consent[happened.customer[happened.event == population.effects.leave]] = 0
+    happened = happened.take(happened.event < journey.declared)
+    who, event, at = happened.customer, happened.event, happened.at
+    _settle(population, journey, state, who=who, at=np.fmax(at, state.last_step[who]))
+    state.stage[who] = journey.moves[state.stage[who], event]
+    state.counts[who, event] += 1
+    limit = journey.pauses_below[event]
+    paused = np.where((happened.value < limit) | np.isinf(limit), at + journey.pauses[event], -np.inf)
+    state.paused_until[who] = np.maximum(state.paused_until[who], paused)
+    steps = happened.take(journey.steps[event])
+    _step(population, state, who=steps.customer, at=steps.at)
+
+
+def _step(population: Population, state: State, *, who: Ints, at: Floats) -> None:
+    day = (population.local(who, at) // DAY).astype(np.intp)
+    last = state.streak_day[who]
+    state.streak[who] = np.where(day > last, np.where(day == last + 1, state.streak[who] + 1, 1), state.streak[who])
+    state.streak_day[who] = np.maximum(day, last)
+    half_life = population.program.momentum_half_life
+    state.steps[who], state.steps_since[who] = _plus(state.steps[who], state.steps_since[who], at=at, half_life=half_life)
+    state.last_step[who] = np.fmax(at, state.last_step[who])
+
+
+def _settle(population: Population, journey: Journey, state: State, *, who: Ints, at: Floats) -> None:
+    stage, last = state.stage[who], state.last_step[who]
+    idle_since = np.where(np.isnan(last), population.start, last)
+    state.stage[who] = np.where(at - idle_since > journey.lapses_after[stage], journey.lapses_to[stage], stage)
+    today = population.local(who, at) // DAY
+    state.streak[who] = np.where(today > state.streak_day[who] + 1, 0, state.streak[who])
+
+
+def _plus(level: Floats, since: Floats, *, at: Floats, half_life: float) -> tuple[Floats, Floats]:
+    """`optimizer.customer.Decayed.plus(1.0, ...)` for (m,) customers."""
+    later = at >= since
+    gap = np.exp2(-np.abs(at - since) / half_life)
+    return np.where(later, level * gap + 1.0, level + gap), np.where(later, at, since)
+
+
+def observe(population: Population, state: State, *, rows: slice, day: int) -> Cohort:
+    """Return the customers as the service sees them when they ask."""
+    program, people = population.program, population.people
+    asks = population.asks(day, rows=rows)
+
+    def decayed(level: Floats, since: Floats, half_life: float) -> Floats:
+        return share(level[rows] * np.exp2(-np.maximum(asks - since[rows], 0.0) / half_life))
+
+    consent = state.consent[rows]
+    return Cohort(
+        at=asks,
+        stage=state.stage[rows],
+        momentum=decayed(state.steps, state.steps_since, program.momentum_half_life),
+        dosage=decayed(state.nudges, state.nudges_since, program.dosage_half_life),
+        streak=state.streak[rows].astype(np.float64),
+        consented=np.where(consent == _CONSENT_UNKNOWN, program.guardrails.consent == "opt-out", consent == 1),
+        zone=people.zone[rows],
+        sent_at=state.sent_at[rows],
+        sent_day=state.sent_day[rows],
+        sent_incentive=state.sent_incentive[rows],
+        paused_until=state.paused_until[rows],
+        attributes={name: column[rows] for name, column in people.attributes.items()},
+        zones=population.zones,
+    )
+
+
+def receive(population: Population, state: State, *, rows: slice, actions: Ints, deliver_at: Floats) -> None:
+    """Let nudges be reserved: actions (n,) of a slot, delivered at (n,)."""
+    nudged = np.flatnonzero(actions != HOLD)
+    who, at = nudged + rows.start, deliver_at[nudged]
+    slot = state.sent_at[who].argmin(axis=1)
+    state.sent_at[who, slot] = at
+    state.sent_day[who, slot] = (population.local(who, at) // DAY).astype(np.intp)
+    state.sent_incentive[who, slot] = population.program.space.levels[actions[nudged], 0]
+    half_life = population.program.dosage_half_life
+    state.nudges[who], state.nudges_since[who] = _plus(state.nudges[who], state.nudges_since[who], at=at, half_life=half_life)

@@ -1,0 +1,176 @@
+"""In which worlds is a policy tried? Named settings of the simulation, each with what it is there to break."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+
+from msgspec.structs import replace as replaced
+
+from optimizer.program import Budget, Program
+
+_SHARES = (
+    "hidden",
+    "fidelity",
+    "missing",
+    "null",
+    "harm",
+    "repetition",
+    "habit_gain",
+    "habit_loss",
+    "lost",
+    "twice",
+)
+"""Settings that are shares, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The settings of a simulation. Effects are on the logit of a customer's chance to act within a day.
+
+    Args:
+        name: what to type.
+        breaks: what it is there to break.
+        zones: IANA names and their shares.
+        advanced: how the base is spread over the stages at the start: each stage has this times the one before.
+        everyday, turn, goal, signal: daily chance of the commonest everyday step, of the commonest step that moves a
+            stage, of the commonest goal, of a signal, without a nudge, where they occur.
+        depth: how much likelier everyday steps are from the first stage to the last.
+        activity, intent: how customers differ (sd) in everyday steps, and in goals.
+        hidden: share of the variance of activity that no attribute shows.
+        fidelity: how faithfully attributes show the latent types: 0 not at all, 1 exactly.
+        missing: share of the attributes that are unknown.
+        lift: what any nudge does to everyday steps; `goal_lift` to goals.
+        incentive, tone, timing: sizes of what a level does for everybody.
+        null: share of the levels that do nothing for everybody; `harm`: share of the others that put people off.
+        price: how customers differ (sd of the log) in what an incentive that costs something does to them.
+        fit: sd over stages of what an incentive does. affinity: sd over latent types of what a tone does.
+        chronotype: how much the hour of delivery matters.
+        pair, triple: sd of what two and three levels do together.
+        responsiveness: how customers differ (sd of the log) in what any nudge does; nothing shows it.
+        decay: what is left of fatigue a day later. blunting: fatigue's damping of a nudge's effect. burden: what a
+            nudge takes from the day's steps for each unit of fatigue.
+        leaving: chance that a nudge makes a rested customer opt out; `leaving_growth` with fatigue (log).
+        repetition: share of the effect that an incentive or tone loses when just repeated, back after
+            `repetition_days` (1/e).
+        habit_gain, habit_loss: how fast a day with and without a step builds and wears habit, 0 to 1.
+        habit_pull: what habit adds to steps; habit also halves what nudges do.
+        gradient: what nearness of a milestone adds to steps. comeback: share by which a nudge does more after a
+            missed day or two. dip: what a reached goal takes from the next, wearing off over `dip_days`.
+        delays: mean delays of what a nudge brings, in hours, and their shares.
+        lost, twice: shares of the outcomes that are never reported, or reported twice.
+        drift_day: the day from which tones do the opposite. season: swing of everyday steps over a week.
+        budget: replaces the program's budget, money a customer and week; None leaves it.
+    """
+
+    name: str
+    breaks: str
+    zones: tuple[tuple[str, float], ...] = (
+        ("Europe/Paris", 0.8),
+        ("Europe/London", 0.15),
+        ("America/New_York", 0.05),
+    )
+    advanced: float = 0.85
+    everyday: float = 0.2
+    turn: float = 0.05
+    goal: float = 0.015
+    signal: float = 0.005
+    depth: float = 0.6
+    activity: float = 0.7
+    intent: float = 0.4
+    hidden: float = 0.5
+    fidelity: float = 0.8
+    missing: float = 0.03
+    lift: float = 0.1
+    goal_lift: float = 0.05
+    incentive: float = 0.5
+    tone: float = 0.2
+    timing: float = 0.2
+    null: float = 0.55
+    harm: float = 0.15
+    price: float = 0.5
+    fit: float = 0.25
+    affinity: float = 0.3
+    chronotype: float = 0.2
+    pair: float = 0.0
+    triple: float = 0.0
+    responsiveness: float = 0.3
+    decay: float = 0.8
+    blunting: float = 0.1
+    burden: float = 0.03
+    leaving: float = 0.0008
+    leaving_growth: float = 0.4
+    repetition: float = 0.3
+    repetition_days: float = 4.0
+    habit_gain: float = 0.04
+    habit_loss: float = 0.012
+    habit_pull: float = 0.6
+    gradient: float = 0.3
+    comeback: float = 0.3
+    dip: float = 1.0
+    dip_days: float = 14.0
+    delays: tuple[tuple[float, float], ...] = ((1.0, 0.6), (24.0, 0.3), (168.0, 0.1))
+    lost: float = 0.005
+    twice: float = 0.01
+    drift_day: int | None = None
+    season: float = 0.1
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in _SHARES:
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                raise ValueError(f"world {self.name!r}: {key} = {getattr(self, key)!r} is no share: use 0 to 1")
+        for key in ("zones", "delays"):
+            total = sum(share for _, share in getattr(self, key))
+            if abs(total - 1.0) > 1e-9:
+                raise ValueError(f"world {self.name!r}: the shares of {key} add up to {total:g}: make it 1")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not _possible(field.name, value):
+                raise ValueError(f"world {self.name!r}: {field.name} = {value!r} is impossible: {_MEND[field.name]}")
+
+    def program(self, program: Program, *, customers: int) -> Program:
+        """Return the program as this world funds it: with a budget in proportion to the customers, if it sets one."""
+        if self.budget is None:
+            return program
+        period = program.guardrails.budget.period if program.guardrails.budget else Budget(amount=0.0).period
+        weeks = period / Budget(amount=0.0).period
+        budget = Budget(amount=round(self.budget * customers * weeks, 2), period=period)
+        return replaced(program, guardrails=replaced(program.guardrails, budget=budget))
+
+
+_CHANCES = ("everyday", "turn", "goal", "signal", "leaving")
+_SIGNED = ("depth", "lift", "goal_lift", "habit_pull", "gradient", "comeback", "leaving_growth")
+_MEND: Mapping[str, str] = MappingProxyType(
+    {
+        **{f.name: "use a number of 0 or more" for f in fields(World)},
+        **{key: "a chance within a day is above 0 and below 0.9" for key in _CHANCES},
+        **{key: "use a finite number" for key in _SIGNED},
+        "decay": "what is left of fatigue is 0 or more and below 1",
+        "advanced": "use a number above 0",
+        "repetition_days": "use a number above 0",
+        "dip_days": "use a number above 0",
+    }
+)
+
+
+def _possible(key: str, value: float) -> bool:
+    if key in _SIGNED:
+        return abs(value) < float("inf")
+    if key in _CHANCES:
+        return (0.0 if key == "leaving" else 1e-9) <= value < 0.9
+    if key in ("advanced", "repetition_days", "dip_days"):
+        return 0.0 < value < float("inf")
+    return 0.0 <= value < (1.0 if key == "decay" else float("inf"))
+
+
+DEMO = World("demo", "nothing: an ordinary program, where some tones and offers suit some people and many do little")
+
+WORLDS: Mapping[str, World] = MappingProxyType(
+    {
+        world.name: world
+        for world in (
+            DEMO,
+        )
+    }
+)
+"""The worlds by name."""
