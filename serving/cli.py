@@ -4,7 +4,6 @@ Heavy imports stay inside commands: `nudge --help` needs none of them.
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ class _Commands(click.Group):
 def main() -> None:
     """Choose the next best nudge for each customer, learn from what happens, and say honestly what it is worth.
 
-    PROGRAM is the name of a shipped program, the name of one in NUDGE_HOME/programs, or a TOML file.
+    PROGRAM is the name of a shipped program, of one in NUDGE_HOME/programs or of an imported log, or a TOML file.
     """
 
 
@@ -195,11 +194,12 @@ def report(program: str, target: Path | None) -> None:
 
 @main.command()
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
-def ui(port: int) -> None:
+@click.option("--demo", is_flag=True, help="Show what the demo logged.")
+def ui(port: int, demo: bool) -> None:
     """Open MLflow on the right store."""
     from serving import processes
 
-    processes.ui(port=port)
+    processes.ui(port=port, root=Path("mlruns") / "demo" if demo else Path("mlruns"))
 
 
 # ------------------------------------------------------------------------------------------------------- the program
@@ -265,13 +265,15 @@ def demo(json_file: Path | None, home: Path | None, customers: int | None) -> No
 
 
 def found(name: str) -> "Program":
-    """Return a program by file, by name in NUDGE_HOME/programs, or by shipped name."""
+    """Return a program by file, by name in NUDGE_HOME/programs, by shipped name, or as an imported log declared it."""
     from serving import programs, settings
 
-    return programs.find(name, folder=settings.load().programs)
+    given = settings.load()
+    imported = sorted(given.archive.glob(f"program={name}/versions/*.toml"), key=lambda f: f.stat().st_mtime)
+    if imported and name not in programs.known(given.programs):
+        return programs.parse(imported[-1]).program
+    return programs.find(name, folder=given.programs)
 
-
-Command = Callable[..., None]
 
 if __name__ == "__main__":
     main()

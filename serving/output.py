@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from optimizer.program import DAY, Program
+from optimizer.program import DAY, Clock, Duration, Program
 
 Told = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and of how much."""
@@ -55,8 +55,16 @@ def described(program: Program) -> dict[str, object]:
         ],
         "tones": [{"tone": t.name, "title": t.title} for t in program.tones],
         "timings": [{"timing": t.name, "title": t.title} for t in program.timings],
-        "guardrails": msgspec.to_builtins(program.guardrails),
+        "guardrails": msgspec.to_builtins(program.guardrails, enc_hook=_as_declared),
     }
+
+
+def _as_declared(value: object) -> str:
+    if isinstance(value, Clock):
+        return f"{value // 60:02d}:{value % 60:02d}"
+    if isinstance(value, Duration):
+        return f"{value / 3600:g}h"
+    raise NotImplementedError(f"{type(value).__name__} is written nowhere in a program")
 
 
 @contextmanager

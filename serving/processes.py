@@ -101,11 +101,11 @@ def _answers(url: str) -> bool:
         return False
 
 
-def ui(*, port: int) -> None:
-    """Run MLflow's UI on the store that the registry uses."""
+def ui(*, port: int, root: Path) -> None:
+    """Run MLflow's UI on the store that the registry uses, by default under `root`."""
     from training.registry import Registry  # noqa: PLC0415  (heavy)
 
-    store = Registry.open()
+    store = Registry.open(root)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri, "--port", str(port)]
     if store.artifacts:
         command += ["--default-artifact-root", store.artifacts]

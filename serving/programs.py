@@ -33,6 +33,11 @@ def find(name: str, *, folder: Path) -> Program:
     )
 
 
+def known(folder: Path) -> set[str]:
+    """Return the names that `find` knows without a file's name: shipped ones, and those of a folder."""
+    return {*SHIPPED, *(f.stem for f in folder.glob("*.toml"))}
+
+
 def load(folder: Path) -> dict[str, Source]:
     """Return every program by name: those that ship, and those of a folder, which win over shipped ones.
 

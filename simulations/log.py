@@ -43,6 +43,12 @@ class History(NamedTuple):
         """When these days are over, seconds since the epoch."""
         return self.population.start + (self.first + len(self.actions)) * DAY
 
+    def start(self, days: int) -> "History":
+        """Return the first days of these."""
+        end = self.population.start + (self.first + days) * DAY
+        happened = self.happened.take(self.happened.at < end)
+        return self._replace(actions=self.actions[:days], stages=self.stages[:days], happened=happened)
+
     @property
     def asks(self) -> Floats:
         """Shape (days, n): when each decision was made."""

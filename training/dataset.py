@@ -1,5 +1,6 @@
 """What did the log teach? Decisions joined with their outcomes, matured, ready to learn from and to judge by."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,7 +119,8 @@ def load(archive: Path, program: Program, *, now: float | None = None) -> Datase
         archive: the folder of the archive.
         program: declares what events are worth now; decisions of its older versions are aligned by action
             name.
-        now: program time up to which the log is complete, seconds since the epoch; its last entry where omitted.
+        now: program time up to which the log is complete, seconds since the epoch; its last entry where omitted,
+            or for ever where another system's log came in whole.
 
     Raises:
         ValueError: naming the file, for an archive that cannot be read.
@@ -134,8 +136,11 @@ def load(archive: Path, program: Program, *, now: float | None = None) -> Datase
 
 
 def _last_entry(table: pa.Table) -> float:
-    decided = pc.max(table.filter(pc.field("kind") == "decision")["at"]).as_py() or 0.0
-    return float(max(decided, pc.max(table["received_at"]).as_py() or 0.0))
+    """Return the time up to which a log is complete: its last entry; for ever, if it came in whole."""
+    decided = table.filter(pc.field("kind") == log.DECISION)
+    if pc.all(pc.equal(decided["policy"], log.IMPORTED)).as_py():
+        return math.inf
+    return float(max(pc.max(decided["at"]).as_py(), pc.max(table["received_at"]).as_py() or 0.0))
 
 
 class _Happened(NamedTuple):

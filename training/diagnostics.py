@@ -290,6 +290,21 @@ def agreement(gap: Estimate, *, target: str) -> Check:
     )
 
 
+def interactions(gap: Estimate, *, target: str) -> Check:
+    """Check whether incentive, tone and timing simply add up: `gap` is dr less its factored form, paired."""
+    z = abs(gap.value) / gap.error if gap.error > 0 else 0.0
+    return Check(
+        name="interactions",
+        title="Incentive, tone and timing add up",
+        status="pass" if z < 3 else "warn",
+        value=z,
+        finding=f"combinations differ from the sum of their parts by {gap.value:+.4g} "
+        f"[{gap.low:+.4g}, {gap.high:+.4g}]",
+        mend="" if z < 3 else "read the effects of single ingredients with care: some act only together",
+        target=target,
+    )
+
+
 def failed(checks: tuple[Check, ...], *, target: str) -> tuple[Check, ...]:
     """Return the checks that stand in the way of a verdict on a target: the log's failures and its own."""
     return tuple(c for c in checks if c.status == "fail" and c.target in ("", target))

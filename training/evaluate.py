@@ -16,15 +16,12 @@ from optimizer.floor import apply_floor
 from optimizer.policy import Policy, Rounds
 from optimizer.program import Program
 from policies.fixed import FixedNudge, Hold, Rules, Uniform
-from training import diagnostics, reward_model
+from training import diagnostics
 from training.dataset import Dataset
-from training.diagnostics import Check, Tally
+from training.diagnostics import Check
 from training.intervals import Estimate, by_customer, clustered
-from training.ope import ESTIMATORS, Evidence, dm, dr, weigh
-from training.reward_model import RewardModel
-
-BLOCK = 8_192
-"""Rounds worked on at a time: an (n, k) array of them is a few tens of megabytes."""
+from training.ope import dm, dr
+from training.reading import REWARD, Reading, Seen, models_of, read
 
 TODAY = "today"
 """The name of the logging policy as a target."""
@@ -222,8 +219,13 @@ def evaluate(
         ValueError: for a log without rounds or customers enough, or vectors that are no distributions.
     """
     _refuse(dataset, targets, reference=reference)
-    models = _models(dataset, history)
-    seen = _read(dataset, targets, models=models, progress=progress)
+    models = models_of(dataset, history)
+
+    def tick(done: int, of: int) -> None:
+        if progress is not None:
+            progress("evaluating", done, of)
+
+    seen = read(dataset, {t.name: t.vectors for t in targets}, models=models, tick=tick)
     program, rounds = dataset.program, dataset.rounds
     goal = program.event(program.goal)
     return Evaluation(
@@ -241,16 +243,12 @@ def evaluate(
         matured_share=dataset.matured_share,
         since=float(rounds.at.min()),
         until=float(rounds.at.max()),
-        explained=models[_REWARD].explained,
+        explained=models[REWARD].explained,
         titles=_titles(program),
         scores=_scores(dataset, targets, seen, reference=reference, level=level),
         effects=_effects(seen, program.space, level=level),
         checks=_checks(dataset, targets, seen),
     )
-
-
-_REWARD = ""
-"""The outcome that is the reward itself, among events."""
 
 
 def _refuse(dataset: Dataset, targets: Sequence[Target], *, reference: str) -> None:
@@ -276,123 +274,8 @@ def _titles(program: Program) -> dict[str, str]:
     return titles | {e.name: e.title or e.name for e in program.events} | {"opt_out": "Opt-outs"}
 
 
-def _outcomes(dataset: Dataset) -> Mapping[str, Floats]:
-    """The reward, then the counts of macro events and of opting out."""
-    wanted = {e.name for e in dataset.program.events if e.kind == "macro"} | {"opt_out"}
-    return {_REWARD: dataset.rounds.rewards} | {k: v for k, v in dataset.events.items() if k in wanted}
-
-
-def _models(dataset: Dataset, history: Dataset | None) -> dict[str, RewardModel]:
-    """A model of each outcome, from the rounds and the history."""
-    k, outcomes = dataset.program.space.k, _outcomes(dataset)
-    sums = reward_model.moments(dataset.rounds, np.column_stack([*outcomes.values()]), k=k)
-    if history is not None and len(history):
-        earlier = np.column_stack([*_outcomes(history).values()])
-        sums = sums + reward_model.moments(history.rounds, earlier, k=k)
-    return dict(zip(outcomes, reward_model.fit(sums, dataset.program.space), strict=True))
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What rounds say of one target: its evidence, DR terms for each event, and its probabilities summed.
-
-    `unsupported` (n,) is its mass on what the log hardly ever drew; `chosen` (stages, k) sums its
-    probabilities.
-    """
-
-    evidence: Evidence
-    events: Mapping[str, Floats]
-    unsupported: Floats
-    chosen: Floats
-
-    @classmethod
-    def merge(cls, parts: Sequence["_Reading"]) -> "_Reading":
-        return cls(
-            Evidence.concatenate([p.evidence for p in parts]),
-            {name: np.concatenate([p.events[name] for p in parts]) for name in parts[0].events},
-            np.concatenate([p.unsupported for p in parts]),
-            np.sum([p.chosen for p in parts], axis=0),
-        )
-
-
-@dataclass
-class _Seen:
-    """What one pass over the rounds leaves.
-
-    `readings` by target; `sums` and `sizes` (customers, levels) of the contrast of each level with hold.
-    """
-
-    readings: dict[str, _Reading]
-    sums: Floats
-    sizes: Floats
-    drawn: Floats
-    counts: Tally
-
-
-def _read(
-    dataset: Dataset,
-    targets: Sequence[Target],
-    *,
-    models: Mapping[str, RewardModel],
-    progress: Progress | None,
-) -> _Seen:
-    """Go through the rounds once, a block at a time."""
-    space, n = dataset.program.space, len(dataset)
-    names, codes = np.unique(dataset.rounds.customers, return_inverse=True)
-    width = 1 + sum(space.shape)
-    sums, sizes = np.zeros((len(names), width)), np.zeros((len(names), width))
-    parts: dict[str, list[_Reading]] = {t.name: [] for t in targets}
-    tallies: list[Tally] = []
-    for start in range(0, n, BLOCK):
-        block = slice(start, start + BLOCK)
-        part = dataset.take(block)
-        q = {outcome: model.predict(part.rounds) for outcome, model in models.items()}
-        for t in targets:
-            parts[t.name].append(_reading(part, t.vectors(part.rounds), q))
-        terms = _contrasts(part.rounds, q[_REWARD], space)
-        known = np.isfinite(terms)
-        np.add.at(sums, codes[block], np.where(known, terms, 0.0))
-        np.add.at(sizes, codes[block], known)
-        tallies.append(diagnostics.tally(part.rounds, space))
-        if progress is not None:
-            progress("evaluating", min(start + BLOCK, n), n)
-    counts = sum(tallies[1:], start=tallies[0])
-    readings = {name: _Reading.merge(found) for name, found in parts.items()}
-    return _Seen(readings, sums, sizes, counts.drawn, counts)
-
-
-def _reading(part: Dataset, vectors: Floats, q: Mapping[str, Floats]) -> _Reading:
-    rounds = part.rounds
-    evidence = weigh(rounds, vectors, q[_REWARD])
-    drawn = np.arange(len(rounds)), rounds.actions
-    events = {
-        name: dr(Evidence(evidence.weights, counts, q[name][drawn], np.einsum("nk,nk->n", vectors, q[name])))
-        for name, counts in _outcomes(part).items()
-        if name != _REWARD
-    }
-    chosen = np.zeros((len(part.program.stages), vectors.shape[1]))
-    np.add.at(chosen, part.stages, vectors)
-    unsupported = np.where(rounds.probabilities < diagnostics.RARE, vectors, 0.0).sum(axis=1)
-    return _Reading(evidence, events, unsupported, chosen)
-
-
-def _contrasts(rounds: Rounds, q: Floats, space: ActionSpace) -> Floats:
-    """DR terms (n, 1 + levels) of each level over hold, its other parts mixed as logged; NaN where not possible."""
-    member = diagnostics.membership(space).astype(np.float64)
-    logged = rounds.probabilities.astype(np.float64)
-    chance = logged @ member
-    with np.errstate(divide="ignore", invalid="ignore"):
-        model = (logged * q) @ member / chance
-        drawn = member[rounds.actions] / chance
-    rows = np.arange(len(rounds))
-    terms = model + drawn * (rounds.rewards - q[rows, rounds.actions])[:, None]
-    terms[chance < diagnostics.RARE] = np.nan
-    contrast: Floats = terms - terms[:, :1]
-    return contrast
-
-
 def _scores(
-    dataset: Dataset, targets: Sequence[Target], seen: _Seen, *, reference: str, level: float
+    dataset: Dataset, targets: Sequence[Target], seen: Seen, *, reference: str, level: float
 ) -> tuple[Score, ...]:
     terms = {t.name: dr(seen.readings[t.name].evidence) for t in targets}
     return tuple(
@@ -403,7 +286,7 @@ def _scores(
 def _score(
     target: Target,
     dataset: Dataset,
-    reading: _Reading,
+    reading: Reading,
     *,
     terms: Mapping[str, Floats],
     reference: str,
@@ -417,9 +300,7 @@ def _score(
         title=target.title,
         role=target.role,
         version=target.version,
-        estimates={
-            name: clustered(e.terms(reading.evidence), customers, level=level) for name, e in ESTIMATORS.items()
-        },
+        estimates={name: clustered(x, customers, level=level) for name, x in reading.estimates().items()},
         lift=clustered(own - terms[reference], customers, level=level),
         over_hold=clustered(own - terms["hold"], customers, level=level) if "hold" in terms else None,
         events={name: clustered(x, customers, level=level) for name, x in reading.events.items()},
@@ -440,7 +321,7 @@ def _mix(share: Floats, space: ActionSpace) -> dict[str, dict[str, float]]:
     }
 
 
-def _stages(dataset: Dataset, reading: _Reading, *, own: Floats, other: Floats, level: float) -> tuple[StageScore, ...]:
+def _stages(dataset: Dataset, reading: Reading, *, own: Floats, other: Floats, level: float) -> tuple[StageScore, ...]:
     """Score a target among the rounds of each stage that has any."""
     found = []
     for i, stage in enumerate(dataset.program.stages):
@@ -463,7 +344,7 @@ def _stages(dataset: Dataset, reading: _Reading, *, own: Floats, other: Floats, 
     return tuple(found)
 
 
-def _effects(seen: _Seen, space: ActionSpace, *, level: float) -> tuple[Effect, ...]:
+def _effects(seen: Seen, space: ActionSpace, *, level: float) -> tuple[Effect, ...]:
     """Return what each level adds over hold, where enough customers could have received it."""
     found = []
     names = [(f, n) for f, names in zip(FACTORS, space.factors, strict=True) for n in names]
@@ -475,7 +356,7 @@ def _effects(seen: _Seen, space: ActionSpace, *, level: float) -> tuple[Effect, 
     return tuple(found)
 
 
-def _checks(dataset: Dataset, targets: Sequence[Target], seen: _Seen) -> tuple[Check, ...]:
+def _checks(dataset: Dataset, targets: Sequence[Target], seen: Seen) -> tuple[Check, ...]:
     rounds = dataset.rounds
     found = [
         diagnostics.vectors(rounds),
@@ -498,5 +379,6 @@ def _checks(dataset: Dataset, targets: Sequence[Target], seen: _Seen) -> tuple[C
             diagnostics.tails(e, target=t.name),
             diagnostics.overlap(e, dataset.stages, names=stages, target=t.name),
             diagnostics.agreement(gap, target=t.name),
+            diagnostics.interactions(clustered(reading.interactions(), rounds.customers), target=t.name),
         ]
     return tuple(found)

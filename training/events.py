@@ -5,6 +5,7 @@
 each (kind, customer, id): the highest revision.
 """
 
+import glob
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ from optimizer.program import Program, ProgramError
 from training import erasure
 
 DECISION, OUTCOME = "decision", "outcome"
+
+IMPORTED = "imported"
+"""The policy of decisions that another system made: a log that is whole when it comes in."""
 
 SCHEMA = pa.schema(
     [
@@ -122,6 +126,12 @@ def write_text(path: Path, text: str) -> None:
     if not path.exists():
         with _whole(path) as temporary:
             temporary.write_bytes(text.encode())
+
+
+def sweep(path: Path) -> None:
+    """Remove what was half written under a file's name by whoever was killed meanwhile."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        left.unlink(missing_ok=True)
 
 
 @contextmanager

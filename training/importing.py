@@ -117,7 +117,7 @@ def read(log_file: Path, mapping: Path, *, archive: Path, progress: Progress | N
         program_version=program.version,
         rounds=len(decisions),
         customers=len({d.customer_id for d in decisions}),
-        rewarded=sum(bool(r) for r in rewards),
+        rewarded=len(outcomes),
         mean_reward=math.fsum(rewards) / len(decisions),
         archive=str(archive),
     )
@@ -255,7 +255,7 @@ def _records(
                 program=program.name,
                 decision_id=decision_id,
                 program_version=program.version,
-                policy="imported",
+                policy=log.IMPORTED,
                 policy_version=log_file.name,
                 arm="champion",
                 at=at[i],
@@ -271,17 +271,18 @@ def _records(
                 blocked={},
             )
         )
-        happened = Outcome(
-            customer_id=who[i],
-            program=program.name,
-            outcome_id=decision_id,
-            decision_id=decision_id,
-            event=EVENT,
-            value=float(rewards[i]),
-            at=at[i] + 1.0,
-            received_at=at[i] + float(program.evaluation_horizon),  # another system's log is complete
-        )
-        outcomes.append(happened)
+        if rewards[i]:
+            happened = Outcome(
+                customer_id=who[i],
+                program=program.name,
+                outcome_id=decision_id,
+                decision_id=decision_id,
+                event=EVENT,
+                value=float(rewards[i]),
+                at=at[i] + 1.0,
+                received_at=at[i] + 1.0,
+            )
+            outcomes.append(happened)
         if progress is not None and not i % CHUNK:
             progress("reading the log", i, len(table))
     if progress is not None:

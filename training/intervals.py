@@ -4,9 +4,12 @@ A customer's rounds depend on each other, so the customer is the unit: terms are
 their spread is taken.
 """
 
+from typing import Literal
+
 import msgspec
 import numpy as np
-from scipy.special import stdtrit
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri, stdtrit
 
 from optimizer.actions import Floats, Ints
 
@@ -32,6 +35,16 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, low=self.value - reach, high=self.value + reach, level=level)
 
 
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
+    """A value and an interval that need not be symmetric, with how it was found."""
+
+    value: float
+    low: float
+    high: float
+    level: float
+    method: Literal["bca bootstrap", "poisson bootstrap", "empirical likelihood"]
+
+
 def clustered(terms: Floats, customers: Ints, *, level: float = 0.95) -> Estimate:
     """Student-t interval for the mean of terms (n,), clustered by customer codes (n,).
 
@@ -46,9 +59,8 @@ def clustered(terms: Floats, customers: Ints, *, level: float = 0.95) -> Estimat
     >>> clustered(np.array([0.0, 0.0, 2.0, 2.0]), np.array([0, 0, 1, 1])).error  # no surer for being repeated
     1.0
     """
-    names, codes = np.unique(customers, return_inverse=True)
-    sums = np.bincount(codes, weights=terms, minlength=len(names)).astype(np.float64)
-    return by_customer(sums, np.bincount(codes).astype(np.float64), level=level)
+    sums, sizes = _by_customer(terms, customers)
+    return by_customer(sums, sizes, level=level)
 
 
 def by_customer(sums: Floats, sizes: Floats, *, level: float = 0.95) -> Estimate:
@@ -73,6 +85,153 @@ def by_customer(sums: Floats, sizes: Floats, *, level: float = 0.95) -> Estimate
         rounds=n,
         customers=groups,
     )
+
+
+def bca(
+    terms: Floats, customers: Ints, *, rng: np.random.Generator, level: float = 0.95, resamples: int = 2_000
+) -> Interval:
+    """Bootstrap customers, bias-corrected and accelerated (Efron, 1987): for few customers and skewed terms.
+
+    >>> rng = np.random.default_rng(1)
+    >>> found = bca(rng.exponential(size=200), np.arange(200), rng=rng)
+    >>> found.low < found.value < found.high and found.high - found.value > found.value - found.low
+    True
+    """
+    sums, sizes = _by_customer(terms, customers)
+    value, groups = sums.sum() / sizes.sum(), len(sizes)
+    draws = np.concatenate([_resampled(sums, sizes, rng=rng, times=times) for times in _chunks(resamples, groups)])
+    below = (np.count_nonzero(draws < value) + 0.5 * np.count_nonzero(draws == value)) / resamples
+    bias = float(ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples)))
+    without = (sums.sum() - sums) / (sizes.sum() - sizes)
+    bent = without.mean() - without
+    acceleration = float((bent**3).sum() / max(6.0 * (bent @ bent) ** 1.5, 1e-300))
+    z = ndtri([0.5 - level / 2, 0.5 + level / 2])
+    shares = ndtr(bias + (bias + z) / (1.0 - acceleration * (bias + z)))
+    low, high = (float(x) for x in np.quantile(draws, shares))
+    return Interval(value=float(value), low=low, high=high, level=level, method="bca bootstrap")
+
+
+def poisson(
+    terms: Floats, customers: Ints, *, rng: np.random.Generator, level: float = 0.95, resamples: int = 2_000
+) -> Interval:
+    """Bootstrap customers with Poisson(1) counts: each shard draws its own, so it needs no second look at the log.
+
+    >>> rng = np.random.default_rng(1)
+    >>> found = poisson(rng.normal(size=200), np.arange(200), rng=rng)
+    >>> found.low < 0 < found.high
+    True
+    """
+    sums, sizes = _by_customer(terms, customers)
+    draws = []
+    for times in _chunks(resamples, len(sizes)):
+        counts = rng.poisson(1.0, size=(times, len(sizes)))
+        draws.append((counts @ sums) / np.maximum(counts @ sizes, 1.0))
+    low, high = (float(x) for x in np.quantile(np.concatenate(draws), [0.5 - level / 2, 0.5 + level / 2]))
+    return Interval(value=float(sums.sum() / sizes.sum()), low=low, high=high, level=level, method="poisson bootstrap")
+
+
+def _by_customer(terms: Floats, customers: Ints) -> tuple[Floats, Floats]:
+    """Return each customer's sum of terms and number of rounds."""
+    names, codes = np.unique(customers, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"an interval needs rounds of at least two customers, got {len(terms)} rounds of {len(names)}: "
+            "wait until more customers have matured rounds"
+        )
+    sums = np.bincount(codes, weights=terms).astype(np.float64)
+    return sums, np.bincount(codes).astype(np.float64)
+
+
+def _chunks(resamples: int, groups: int) -> list[int]:
+    """Cut resamples up so that a chunk of counts stays within tens of megabytes."""
+    size = max(1, 4_000_000 // groups)
+    return [min(size, resamples - start) for start in range(0, resamples, size)]
+
+
+def _resampled(sums: Floats, sizes: Floats, *, rng: np.random.Generator, times: int) -> Floats:
+    """Return the mean (times,) of as many customers drawn with replacement."""
+    counts = rng.multinomial(len(sizes), np.full(len(sizes), 1.0 / len(sizes)), size=times)
+    means: Floats = (counts @ sums) / (counts @ sizes)
+    return means
+
+
+def likelihood(
+    weights: Floats, rewards: Floats, customers: Ints, *, low: float, high: float, level: float = 0.95
+) -> Interval:
+    """Empirical likelihood interval for the value of a target, from bounded rewards and no model.
+
+    Customers are reweighted so that weights average one; what values leave such a reweighting likely enough make the
+    interval (Owen, 2001; Karampatziakis, Langford and Mineiro, 2020).
+
+    Args:
+        weights, rewards, customers: (n,).
+        low, high: the range that rewards are declared to have.
+        level: of the interval.
+
+    Raises:
+        ValueError: for a reward out of its range.
+
+    >>> rng = np.random.default_rng(0)
+    >>> rewards = (rng.random(500) < 0.1).astype(float)
+    >>> found = likelihood(np.ones(500), rewards, np.arange(500), low=0.0, high=1.0)
+    >>> found.low < 0.1 < found.high and found.low > 0.0
+    True
+    """
+    if not ((rewards >= low) & (rewards <= high)).all():
+        row = int(np.argmax(~((rewards >= low) & (rewards <= high))))
+        raise ValueError(f"round {row}: reward {rewards[row]:g} is out of the declared range {low:g} to {high:g}")
+    worth, sizes = _by_customer(weights * rewards, customers)
+    masses, _ = _by_customer(weights, customers)
+    extra = masses - sizes
+    at_best = _log_ratio(extra[:, None])
+    pulls = 1.0 / (1.0 + extra * at_best.multiplier[0])
+    value = float(np.clip((pulls @ worth) / (pulls @ sizes), low, high))
+    limit = float(stdtrit(len(sizes) - 1, 0.5 + level / 2)) ** 2
+
+    def beyond(v: float) -> float:
+        ratio = _log_ratio(np.column_stack([worth - v * sizes, extra])).ratio
+        return ratio - at_best.ratio - limit
+
+    ends = [
+        float(brentq(beyond, end, value, xtol=1e-9 * (high - low))) if beyond(end) > 0 else end for end in (low, high)
+    ]
+    return Interval(value=value, low=ends[0], high=ends[1], level=level, method="empirical likelihood")
+
+
+class _Tilt(msgspec.Struct, frozen=True):
+    """Minus twice the log of the largest likelihood ratio, and the multiplier that attains it."""
+
+    ratio: float
+    multiplier: Floats
+
+
+def _log_ratio(gaps: Floats) -> _Tilt:
+    """Maximise `sum log*(1 + lambda . g)` over lambda for gaps (G, p) by damped Newton steps (Owen, 2001, 3.14)."""
+    edge = 1.0 / len(gaps)
+    scale = np.maximum(np.abs(gaps).max(axis=0), 1e-12)
+    g = gaps / scale
+    found = np.zeros(g.shape[1])
+    best = 0.0
+    for _ in range(60):
+        inside = 1.0 + g @ found
+        near = inside < edge
+        slope = np.where(near, 2.0 / edge - inside / edge**2, 1.0 / np.where(near, 1.0, inside))
+        bend = np.where(near, 1.0 / edge**2, slope**2)
+        step = np.linalg.solve((g.T * bend) @ g + 1e-12 * np.eye(len(found)), g.T @ slope)
+        while (reached := _log_star(1.0 + g @ (found + step), edge)) < best - 1e-12:
+            step = step / 2.0
+        found = found + step
+        if reached - best < 1e-11 * max(1.0, abs(best)):
+            break
+        best = reached
+    return _Tilt(2.0 * _log_star(1.0 + g @ found, edge), found / scale)
+
+
+def _log_star(inside: Floats, edge: float) -> float:
+    """Sum of logs, continued as a parabola below `edge`, so that it is finite everywhere."""
+    ratio = inside / edge
+    parabola = np.log(edge) - 1.5 + 2.0 * ratio - 0.5 * ratio**2
+    return float(np.where(inside < edge, parabola, np.log(np.maximum(inside, edge))).sum())
 
 
 def _reach(error: float, *, degrees: float, level: float) -> float:

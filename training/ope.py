@@ -15,11 +15,13 @@ Symbols: n rounds, k actions; `A` the action drawn, `mu` the logged probabilitie
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from itertools import combinations
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from optimizer.actions import ActionSpace, Bools, Floats, Floats32, Ints
 from optimizer.policy import Rounds
@@ -255,15 +257,33 @@ def pseudo_inverse(rounds: Rounds, space: ActionSpace, *, order: Literal[1, 2]) 
     [[0.0, 3.75, 1.25, 1.25, -1.25]]
     """
     columns = _columns(space, order=order)
+    products = _products(space, order)
     logged = rounds.probabilities / rounds.probabilities.sum(axis=1, dtype=np.float64, keepdims=True)
     weights = np.empty(logged.shape)
-    rows = max(1, _CELLS // (columns.shape[1] * space.k))
-    for start in range(0, len(rounds), rows):
-        block = slice(start, start + rows)
-        drawn = columns[rounds.actions[block]]
-        grams = (columns.T * logged[block, None, :]) @ columns
-        weights[block] = _solved(grams, drawn) @ columns.T
+    size = max(1, _CELLS // columns.shape[1] ** 2)
+    for start in range(0, len(rounds), size):
+        block = slice(start, start + size)
+        grams = (logged[block] @ products.columns)[:, products.where]
+        weights[block] = _solved(grams, columns[rounds.actions[block]]) @ columns.T
     return weights
+
+
+class _Products(NamedTuple):
+    """The distinct products of two columns (k, distinct), and where each pair's is among them (p, p)."""
+
+    columns: Floats
+    where: Ints
+
+
+@lru_cache(maxsize=8)
+def _products(space: ActionSpace, order: Literal[1, 2]) -> _Products:
+    """Most pairs of levels share a product, or have none: a Gram matrix is a few hundred sums, not p squared."""
+    columns = _columns(space, order=order)
+    every = (columns[:, :, None] * columns[:, None, :]).reshape(len(columns), -1)
+    packed = np.ascontiguousarray(np.packbits(every > 0, axis=0).T)
+    names = packed.view(f"V{packed.shape[1]}").ravel()
+    _, first, where = np.unique(names, return_index=True, return_inverse=True)
+    return _Products(every[:, first], where.reshape(columns.shape[1], -1))
 
 
 _CELLS = 4_000_000
@@ -273,11 +293,11 @@ _CELLS = 4_000_000
 def _solved(grams: Floats, drawn: Floats) -> Floats:
     """Return `G^+ f` (n, p) for f in the range of G (n, p, p): a slight ridge, then its error taken out again."""
     ridge = 1e-7 * np.eye(grams.shape[1])
-    inverse = np.linalg.inv(grams + ridge)
     found = np.zeros(drawn.shape)
-    for _ in range(4):  # each pass divides the error by an eigenvalue over 1e-7
-        left = drawn - np.einsum("npq,nq->np", grams, found)
-        found += np.einsum("npq,nq->np", inverse, left)
+    for row, (gram, wanted) in enumerate(zip(grams, drawn, strict=True)):
+        factor = cho_factor(gram + ridge, overwrite_a=True, check_finite=False)
+        for _ in range(4):  # each pass divides the error by an eigenvalue over 1e-7
+            found[row] += cho_solve(factor, wanted - gram @ found[row], check_finite=False)
     return found
 
 

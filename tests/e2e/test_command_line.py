@@ -1,0 +1,84 @@
+"""Every command says what it does, and says what is wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from optimizer.programs import read
+from serving.cli import main
+from tests.e2e.running import call as http
+from tests.e2e.running import nudge, nudge_json, served
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(main.commands)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_is_in_the_readme(name: str) -> None:
+    command = main.commands[name]
+    assert command.help
+    assert f"`nudge {name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    for part in command.commands.values() if isinstance(command, click.Group) else ():
+        assert part.help
+
+
+def test_help_imports_none_of_the_heavy_libraries() -> None:
+    code = (
+        "import sys\n"
+        "from serving.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('numpy', 'fastapi', 'mlflow', 'sklearn', 'redis', 'pyarrow') if m in sys.modules])"
+    )
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=path)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_broken_program_ends_with_code_2_and_names_key_and_mend(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(read("small-wins").replace("cap_per_week", "cap_per_weak", 1))
+    said = nudge("program", "check", str(file), home=tmp_path, code=2)
+    assert "guardrails.cap_per_weak" in said
+    assert "mend its spelling" in said
+
+
+@pytest.mark.parametrize("words", [("train",), ("evaluate",), ("audit",)])
+def test_a_step_without_a_log_says_what_to_run_first(words: tuple[str, ...], tmp_path: Path) -> None:
+    said = nudge(*words, "fitness-coaching", home=tmp_path, code=2)
+    assert "run nudge archive or nudge import" in said
+    assert "Traceback" not in said
+
+
+def test_an_unknown_program_is_told_from_a_missing_file(tmp_path: Path) -> None:
+    assert "no program 'fitnes'" in nudge("program", "show", "fitnes", home=tmp_path, code=2)
+
+
+def test_a_shipped_program_can_be_shown_as_data(tmp_path: Path) -> None:
+    shown = nudge_json("program", "show", "fitness-coaching", home=tmp_path)
+    assert shown["actions"] == 301
+    assert [s["stage"] for s in shown["stages"]][:2] == ["aware", "consider"]
+
+
+def test_a_key_is_printed_once_and_kept_as_a_hash(tmp_path: Path) -> None:
+    key = nudge("keys", "create", "shop", "--scope", "decide", home=tmp_path).strip()
+    kept = (tmp_path / "var" / "keys.json").read_text(encoding="utf-8")
+    assert key.rpartition("_")[2] not in kept
+    assert nudge_json("keys", "list", home=tmp_path)[0]["name"] == "shop"
+
+
+def test_the_public_address_is_refused_without_keys(tmp_path: Path) -> None:
+    assert "nudge keys create" in nudge("serve", "--host", "0.0.0.0", home=tmp_path, code=2)
+
+
+def test_what_was_acknowledged_is_archived_once(tmp_path: Path) -> None:
+    with served(tmp_path) as url:
+        for i in range(20):
+            ask = {"program": "fitness-coaching", "customer_id": f"c{i}", "decision_id": "d"}
+            assert http("POST", f"{url}/v1/decide", ask)[0] == 200
+        moved = nudge_json("archive", home=tmp_path)
+    assert (moved["decisions"], moved["outcomes"]) == (20, 0)
+    assert nudge_json("archive", home=tmp_path)["decisions"] == 0
