@@ -3,6 +3,7 @@
 Heavy imports stay inside commands: `nudge --help` needs none of them.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ def main() -> None:
 
     PROGRAM is the name of a shipped program, of one in NUDGE_HOME/programs or of an imported log, or a TOML file.
     """
+    for threads in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(threads, "1")  # many small products: threads only get in each other's way
 
 
 # ------------------------------------------------------------------------------------------------------- the service

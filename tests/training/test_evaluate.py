@@ -8,7 +8,7 @@ import pytest
 from optimizer.actions import Floats
 from optimizer.policy import Rounds
 from tests.training.worlds import World, best_for, made_up
-from training import evaluate as evaluation
+from training import reading
 from training.evaluate import Evaluation, Target, baselines, deployed, evaluate, today
 from training.ope import ESTIMATORS
 from training.reward_model import cross_fit
@@ -31,7 +31,7 @@ def result() -> Evaluation:
 def test_every_target_has_every_estimate(result: Evaluation) -> None:
     assert [s.name for s in result.scores] == ["today", "hold", "rules", "uniform", "good"]
     for score in result.scores:
-        assert set(score.estimates) == set(ESTIMATORS)
+        assert set(score.estimates) == {*ESTIMATORS, "pi-pairs", "pi-levels", "ladder"}
         assert score.value.low <= score.value.value <= score.value.high
         assert sum(s.share for s in score.stages) == pytest.approx(1.0)
 
@@ -66,7 +66,7 @@ def test_a_paired_difference_is_surer_than_two_values_apart(result: Evaluation) 
 
 
 def test_reading_in_blocks_changes_nothing(result: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "BLOCK", 700)
+    monkeypatch.setattr(reading, "BLOCK", 700)
     calls: list[tuple[str, int, int]] = []
     again = evaluate(WORLD.dataset, targets(), progress=lambda *told: calls.append(told))
     for score in again.scores:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.intervals import by_customer, clustered
+from training.intervals import bca, by_customer, clustered, likelihood, poisson
 
 
 def test_two_customers_by_hand() -> None:
@@ -74,3 +74,68 @@ def test_intervals_cover_where_customers_repeat_and_unclustered_ones_do_not() ->
         naive += alone.low <= 0 <= alone.high
     assert covered >= 365
     assert naive < 300
+
+
+def test_the_bootstraps_agree_with_student_where_nothing_is_skewed() -> None:
+    rng = np.random.default_rng(6)
+    customers = np.repeat(np.arange(300), rng.integers(1, 6, size=300))
+    terms = rng.normal(size=300)[customers] + rng.normal(size=len(customers))
+    student = clustered(terms, customers)
+    for found in (bca(terms, customers, rng=rng), poisson(terms, customers, rng=rng)):
+        assert found.value == pytest.approx(student.value)
+        assert found.low == pytest.approx(student.low, abs=0.15 * student.error)
+        assert found.high == pytest.approx(student.high, abs=0.15 * student.error)
+
+
+def test_skew_moves_the_accelerated_interval_to_the_side_of_the_tail() -> None:
+    terms = np.random.default_rng(0).lognormal(sigma=1.5, size=60)
+    found = bca(terms, np.arange(60), rng=np.random.default_rng(1))
+    student = clustered(terms, np.arange(60))
+    assert found.low > student.low
+    assert found.high > student.high
+
+
+def test_bootstraps_repeat_with_their_generator() -> None:
+    terms, customers = np.random.default_rng(0).normal(size=50), np.arange(50)
+    for bootstrap in (bca, poisson):
+        once, again = (bootstrap(terms, customers, rng=np.random.default_rng(3)) for _ in range(2))
+        assert once == again
+
+
+def test_empirical_likelihood_of_equal_weights_is_owens_interval() -> None:
+    """One round a customer, rewards 0 and 1: -2 log R(v) of a proportion has a closed form."""
+    rewards = np.repeat([0.0, 1.0], [70, 30])
+    found = likelihood(np.ones(100), rewards, np.arange(100), low=0.0, high=1.0)
+    limit = clustered(rewards, np.arange(100))
+    t = (limit.high - limit.value) / limit.error
+
+    def ratio(v: float) -> float:
+        return float(2 * (70 * np.log(0.7 / (1 - v)) + 30 * np.log(0.3 / v)))
+
+    assert found.value == pytest.approx(0.3, abs=1e-6)
+    for end in (found.low, found.high):
+        assert ratio(end) == pytest.approx(t**2, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_empirical_likelihood_covers_where_weights_are_heavy() -> None:
+    """100 logs at 95 %: fewer than 87 has a chance below 1 in 1,000; it is no wider than IPS by Student."""
+    rng = np.random.default_rng(5)
+    covered, width, plain = 0, 0.0, 0.0
+    for _ in range(100):
+        drawn = rng.random(400) < 0.15
+        weights = np.where(drawn, 0.8 / 0.15, 0.2 / 0.85)
+        rewards = (rng.random(400) < np.where(drawn, 0.6, 0.3)).astype(float)
+        customers = np.arange(400) // 2
+        found = likelihood(weights, rewards, customers, low=0.0, high=1.0)
+        student = clustered(weights * rewards, customers)
+        covered += found.low <= 0.8 * 0.6 + 0.2 * 0.3 <= found.high
+        width += found.high - found.low
+        plain += student.high - student.low
+    assert covered >= 87
+    assert width < 0.8 * plain
+
+
+def test_a_reward_out_of_its_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="round 2: reward 3 is out of the declared range 0 to 1"):
+        likelihood(np.ones(3), np.array([0.0, 1.0, 3.0]), np.arange(3), low=0.0, high=1.0)

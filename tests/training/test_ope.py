@@ -1,6 +1,7 @@
 """Estimators: exact on a world small enough to enumerate, and right on data where the truth is known."""
 
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -155,16 +156,21 @@ def factored_world(*, pairs: bool) -> tuple[Floats, Floats, Floats]:
         for f, g in ((0, 1), (0, 2), (1, 2)):
             effects = rng.normal(size=(6, GRID.shape[f], GRID.shape[g]))
             truth[:, 1:] += effects[:, GRID.levels[1:, f], GRID.levels[1:, g]]
-    return logged / logged.sum(1, keepdims=True), target / target.sum(1, keepdims=True), truth
+    return _normal(logged), _normal(target), truth
 
 
-def expected_pi(logged: Floats, target: Floats, truth: Floats, *, order: int, q: Floats) -> Floats:
+def _normal(vectors: Floats) -> Floats:
+    normal: Floats = vectors / vectors.sum(axis=1, keepdims=True)
+    return normal
+
+
+def expected_pi(logged: Floats, target: Floats, truth: Floats, *, order: Literal[1, 2], q: Floats) -> Floats:
     """Return the exact expectation (6,) of DR with pseudo-inverse weights, over every action that may be drawn."""
     total = np.zeros(len(logged))
     for action in range(GRID.k):
         actions = np.full(len(logged), action)
         rounds = rounds_of(logged, actions=actions, rewards=truth[:, action], exact=True)
-        weights = (target * pseudo_inverse(rounds, GRID, order=order)).sum(axis=1)  # type: ignore[arg-type]
+        weights = (target * pseudo_inverse(rounds, GRID, order=order)).sum(axis=1)
         terms = (target * q).sum(axis=1) + weights * (truth[:, action] - q[:, action])
         possible = logged[:, action] > 0
         total[possible] += logged[possible, action] * terms[possible]
@@ -173,7 +179,9 @@ def expected_pi(logged: Floats, target: Floats, truth: Floats, *, order: int, q:
 
 @pytest.mark.parametrize("model", ["right", "wrong", "none"])
 @pytest.mark.parametrize(("order", "effects"), [(1, "levels"), (2, "levels"), (2, "pairs")])
-def test_factored_weights_are_exactly_unbiased_where_effects_are_factored(order: int, effects: str, model: str) -> None:
+def test_factored_weights_are_exactly_unbiased_where_effects_are_factored(
+    order: Literal[1, 2], effects: str, model: str
+) -> None:
     """A wrong model is wrong in the same factored way: what it leaves must be factored too."""
     logged, target, truth = factored_world(pairs=effects == "pairs")
     q = {"right": truth, "wrong": -0.5 * truth + 1.0, "none": np.zeros_like(truth)}[model]
@@ -191,8 +199,9 @@ def test_factored_weights_of_the_logging_policy_are_one() -> None:
     logged, _, _ = factored_world(pairs=False)
     actions = np.array([int(np.flatnonzero(row)[-1]) for row in logged])
     rounds = rounds_of(logged, actions=actions, rewards=np.ones(6), exact=True)
-    for order in (1, 2):
-        weights = (logged * pseudo_inverse(rounds, GRID, order=order)).sum(axis=1)  # type: ignore[arg-type]
+    orders: tuple[Literal[1, 2], ...] = (1, 2)
+    for order in orders:
+        weights = (logged * pseudo_inverse(rounds, GRID, order=order)).sum(axis=1)
         assert weights == pytest.approx(np.ones(6), abs=1e-9)
 
 

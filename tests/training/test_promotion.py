@@ -99,9 +99,9 @@ def test_without_candidates_there_is_no_verdict_but_a_hint() -> None:
 
 @pytest.mark.slow
 def test_a_policy_no_better_than_today_is_rarely_promoted() -> None:
-    """Chance against chance, 60 logs, at 2.5 % a promotion each: more than 6 has a chance below 1 in 1,000."""
+    """Chance against chance, 40 logs, at 2.5 % a promotion each: more than 5 has a chance below 1 in 1,000."""
     promoted = 0
-    for seed in range(60):
+    for seed in range(40):
         dataset = made_up(n=600, customers=200, seed=5_000 + seed, lift=0.0).dataset
 
         def shuffled(rounds: Rounds, seed: int = seed) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
@@ -114,7 +114,7 @@ def test_a_policy_no_better_than_today_is_rarely_promoted() -> None:
 
         other = Target("other", "Other timings", "candidate", shuffled)
         promoted += judge(evaluate(dataset, [*baselines(PROGRAM), other])).promotes
-    assert promoted <= 6
+    assert promoted <= 5
 
 
 def _score(name: str, role: str, lift: Estimate) -> Score:
