@@ -1,17 +1,19 @@
 """What can be asked over HTTP? The app: its routes, and the service that lives in its lifespan."""
 
+import logging.config
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Path as InPath
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse
 
-from serving import problems, render, schemas, settings, validation
+from serving import docs, logs, problems, render, schemas, settings, validation
 from serving.auth import Key, Scope
 from serving.edge import Edge, LeanRoute
 from serving.metrics import CONTENT_TYPE
@@ -62,10 +64,13 @@ def create_app(settings: Settings) -> FastAPI:
         description="What is the next best nudge for this customer, now?",
         version="1",
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
+    app.openapi = partial(docs.openapi, app)  # type: ignore[method-assign]
     app.state.service = service
-    app.add_middleware(Edge, body_bytes=settings.body_bytes, metrics=service.metrics)
+    direct = {route.path: route for route in lean.routes if isinstance(route, LeanRoute)}
+    app.add_middleware(Edge, direct=direct, body_bytes=settings.body_bytes, metrics=service.metrics)
     for error in (ProblemError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, problems.answer)
     for router in (lean, plain, open_to_all):
@@ -75,7 +80,9 @@ def create_app(settings: Settings) -> FastAPI:
 
 def from_environment() -> FastAPI:
     """Return the app as environment variables say: what `uvicorn --factory serving.app:from_environment` starts."""
-    return create_app(settings.load())
+    given = settings.load()
+    logging.config.dictConfig(logs.configuration(given.log_level))
+    return create_app(given)
 
 
 def _service(request: Request) -> Service:
@@ -83,16 +90,24 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _may(scope: Scope) -> Callable[[Request], Key]:
+def _may(scope: Scope, *, rows: int) -> Callable[[Request], Key]:
+    """Let in whoever has a scope, and charge so many rows: none where the service counts them itself."""
+
     def admitted(request: Request) -> Key:
-        return _service(request).gate.admit(request.scope, scope)
+        gate = _service(request).gate
+        key = gate.admit(request.scope, scope)
+        if rows:
+            gate.charge(key, rows)
+        return key
 
     return admitted
 
 
-Decides = Annotated[Key, Depends(_may("decide"))]
-Reports = Annotated[Key, Depends(_may("report"))]
-Administers = Annotated[Key, Depends(_may("admin"))]
+Decides = Annotated[Key, Depends(_may("decide", rows=0))]
+Reports = Annotated[Key, Depends(_may("report", rows=0))]
+Looks = Annotated[Key, Depends(_may("decide", rows=1))]
+Changes = Annotated[Key, Depends(_may("report", rows=1))]
+Administers = Annotated[Key, Depends(_may("admin", rows=1))]
 Live = Annotated[Service, Depends(_service)]
 CustomerId = Annotated[schemas.Id, InPath(description="the customer's id")]
 OfProgram = Annotated[schemas.Name, Query(description="the program")]
@@ -130,7 +145,7 @@ async def explain(
     decision_id: Annotated[schemas.Id, InPath()],
     program: OfProgram,
     customer_id: Annotated[schemas.Id, Query(description="whose decision it is")],
-    key: Decides,
+    key: Looks,
     service: Live,
 ) -> Response:
     """Say why a decision of the last seven days was made, and why not another: chances, and rules that blocked."""
@@ -173,7 +188,7 @@ async def report(request: Request, key: Reports, body: schemas.OutcomeReports) -
 
 
 @plain.get("/v1/customers/{customer_id}", responses={200: {"model": schemas.CustomerState}})
-async def customer(customer_id: CustomerId, program: OfProgram, key: Decides, service: Live) -> Response:
+async def customer(customer_id: CustomerId, program: OfProgram, key: Looks, service: Live) -> Response:
     """Show where a customer is: stage, progress to the next milestone, rewards to come, consent and attributes."""
     declared, now = service.decider(key, program).program, service.clock()
     found = await service.kept(service.store.get(declared, customer_id, at=now))
@@ -183,7 +198,7 @@ async def customer(customer_id: CustomerId, program: OfProgram, key: Decides, se
 
 
 @plain.put("/v1/customers/{customer_id}", responses={200: {"model": schemas.Profile}})
-async def change(customer_id: CustomerId, body: schemas.CustomerChange, key: Reports, service: Live) -> Response:
+async def change(customer_id: CustomerId, body: schemas.CustomerChange, key: Changes, service: Live) -> Response:
     """Set a customer's consent, time zone or attributes, for all programs. What is omitted stays as it is."""
     try:
         validation.customer(body, service.attributes(key))
@@ -191,7 +206,8 @@ async def change(customer_id: CustomerId, body: schemas.CustomerChange, key: Rep
         raise problems.field(error.field, str(error)) from None
     given = {name: getattr(body, name) for name in ("consent", "time_zone", "attributes")}
     profile = await service.kept(service.store.put(customer_id, **given))
-    return _json(msgspec.json.encode({"customer_id": customer_id, **msgspec.to_builtins(profile)}))
+    known = schemas.Profile(customer_id=customer_id, **{n: getattr(profile, n) for n in given})
+    return _json(known.model_dump_json().encode())
 
 
 @plain.delete("/v1/customers/{customer_id}", status_code=204, response_class=Response)
@@ -206,7 +222,7 @@ async def erase(customer_id: CustomerId, _: Administers, service: Live) -> Respo
 async def history(
     customer_id: CustomerId,
     program: OfProgram,
-    key: Decides,
+    key: Looks,
     service: Live,
     limit: Annotated[int, Query(ge=1, le=100, description="how many, latest first")] = 50,
 ) -> Response:
@@ -220,7 +236,7 @@ async def history(
 
 
 @plain.get("/v1/programs/{name}", responses={200: {"model": schemas.Served}})
-async def program(name: Annotated[schemas.Name, InPath()], key: Decides, service: Live) -> Response:
+async def program(name: Annotated[schemas.Name, InPath()], key: Looks, service: Live) -> Response:
     """Show a program as it is served: its parts, its versions, the policy of each arm, what is paused."""
     decider, store = service.decider(key, name), service.store
     declared = decider.program
@@ -291,6 +307,12 @@ async def ready(service: Live) -> Response:
     every = all(part.ok for part in parts.values())
     body = schemas.Readiness(ready=every, parts=parts).model_dump_json().encode()
     return _json(body, status=200 if every else 503)
+
+
+@open_to_all.get("/docs", response_class=HTMLResponse)
+async def documentation(request: Request) -> Response:
+    """Show this page."""
+    return HTMLResponse(docs.page(request.app.openapi()))
 
 
 @open_to_all.get("/metrics", response_class=Response)

@@ -13,9 +13,8 @@ redis.call('PEXPIRE', KEYS[1], hold)
 if step == 'plan' then -- first, last, count
   if redis.call('HEXISTS', KEYS[2], 'last') == 1 then return 0 end
   redis.call('HSET', KEYS[2], 'first', ARGV[4], 'last', ARGV[5], 'count', ARGV[6])
-elseif step == 'advance' then -- last, the id after it
+elseif step == 'advance' then -- last, the id after it: what is trimmed is archived, the rest is not
   if redis.call('HGET', KEYS[2], 'last') ~= ARGV[4] then return 0 end
-  redis.call('HSET', KEYS[2], 'cursor', ARGV[4])
   redis.call('HDEL', KEYS[2], 'first', 'last', 'count')
   redis.call('XTRIM', KEYS[3], 'MINID', ARGV[5])
 elseif step == 'leave' then

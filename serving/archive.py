@@ -86,17 +86,16 @@ async def archiving(store: Store, folder: Path, *, most: int, seconds: float) ->
 
 
 async def _shard(store: Store, folder: Path, lease: Lease, *, most: int) -> AsyncGenerator[Step, None]:
-    """Archive plan after plan, first one that somebody left, until what is left does not fill one."""
+    """Archive plan after plan, first one that somebody left, until nothing is left."""
     while True:
         plan = await stream.planned(store, lease.shard)
         if plan is not None:
             entries = await stream.of_plan(store, lease.shard, plan)
-        else:
-            entries = await stream.fresh(store, lease.shard, most=most)
-            if not entries:
-                break
+        elif entries := await stream.fresh(store, lease.shard, most=most):
             plan = Plan(entries[0].id, entries[-1].id, len(entries))
             await stream.commit(store, lease, plan)
+        else:
+            break
         yield Step("planned", lease.shard)
         events = [entry.event for entry in entries]
         await _keep_words(store, folder, events)
@@ -105,9 +104,9 @@ async def _shard(store: Store, folder: Path, lease: Lease, *, most: int) -> Asyn
             await asyncio.to_thread(parquet.write_file, path, table)
             yield Step("written", lease.shard)
         await stream.advance(store, lease, plan)
+        for path in files:
+            parquet.sweep(path)
         yield Step("advanced", lease.shard, _moved(events, files=len(files)))
-        if len(entries) < most:
-            break
     await stream.leave(store, lease)
 
 

@@ -197,6 +197,7 @@ class Decider:
 
     async def _work(self) -> None:
         while True:
+            await self._settled()
             batch = self._gather()
             if not batch:
                 self._arrived.clear()
@@ -207,6 +208,13 @@ class Decider:
             finally:
                 for entry in batch:
                     self._free(entry.wish.customer_id)
+
+    async def _settled(self) -> None:
+        """Let everybody in who is at the door: return once a turn of the loop has brought nobody new."""
+        seen = 0
+        while seen < self._waiting < self._size:
+            seen = self._waiting
+            await asyncio.sleep(0)
 
     # Who is next?
 
@@ -404,7 +412,7 @@ def new_id(shard: int, *, at: float, entropy: bytes) -> str:
         entropy: ten random bytes.
 
     >>> new_id(14, at=1_767_225_600.0, entropy=bytes(10))
-    'e-01KDVG91000000000000000000'
+    'e-01KDVDNA000000000000000000'
     """
     value = (int(at * 1000) << 80) | int.from_bytes(entropy, "big")
     return f"{shard:x}-{b32hexencode(value.to_bytes(20, 'big'))[6:].translate(_CROCKFORD).decode()}"

@@ -128,7 +128,9 @@ def unavailable(detail: str, *, seconds: int = 1) -> ProblemError:
 
 
 def of_framework(error: HTTPException) -> ProblemError:
-    """Return the problem document of an error that the framework raised: no such path, no such method."""
+    """Return the problem document of an error that the framework raised: no such path, no such method, no text."""
+    if error.status_code == 400:
+        return field("", "the body cannot be read; send JSON in UTF-8")
     kinds = {404: "not-found", 405: "method-not-allowed"}
     detail = {404: "there is no such path; see /docs", 405: "this path has no such method; see /docs"}
     return ProblemError(

@@ -93,7 +93,7 @@ def events_key(shard: int) -> str:
 
 
 def archiver_key(shard: int) -> str:
-    """Return the key of a shard's archiver: `cursor`, and its plan while it has one."""
+    """Return the key of a shard's archiver: its fence, and its plan while it has one."""
     return f"{{{shard}}}:archiver"
 
 

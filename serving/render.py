@@ -6,7 +6,7 @@ parts them, and a repeated answer is the same bytes.
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from optimizer import journey
-from optimizer.actions import FACTORS
+from optimizer.actions import FACTORS, Floats32
 from optimizer.customer import Customer, share
 from optimizer.engine import HOLDOUT
 from optimizer.events import Decision, Scalar
@@ -76,11 +76,23 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
 
     arm: str
     program_version: str
-    at: str
+    at: float
+    time_zone: str
     chances: dict[str, float]
     others: int
     blocked: dict[str, str]
     context: dict[str, Scalar]
+
+
+class _Likely(NamedTuple):
+    """The most likely actions, and how many others were possible."""
+
+    chances: dict[str, float]
+    others: int
+
+    @property
+    def possible(self) -> int:
+        return len(self.chances) + self.others
 
 
 class Rendered(NamedTuple):
@@ -97,17 +109,33 @@ def decisions(program: Program, customers: Sequence[Customer], made: Sequence[De
     """Render decisions (n), each about the customer as found before it."""
     if not made:
         return []
-    vectors = np.stack([d.vector for d in made])
-    top = np.argsort(-vectors, axis=1, kind="stable")[:, :SHOWN].tolist()
-    possible = (vectors > 0).sum(axis=1).tolist()
-    rows = zip(customers, made, top, possible, strict=True)
-    return [_decision(program, c, d, top=t, possible=p) for c, d, t, p in rows]
+    vectors = np.frombuffer(b"".join([d.probabilities for d in made]), dtype="<f4").reshape(len(made), -1)
+    actions = np.array([d.action for d in made])
+    propensities = vectors[np.arange(len(made)), actions] / vectors.sum(axis=1, dtype=np.float64)
+    rows = zip(customers, made, propensities.tolist(), _chances(program, vectors), strict=True)
+    return [_decision(program, c, d, propensity=p, likely=likely) for c, d, p, likely in rows]
 
 
-def _decision(program: Program, customer: Customer, made: Decision, *, top: list[int], possible: int) -> Rendered:
+def _chances(program: Program, vectors: Floats32) -> list[_Likely]:
+    """Return the most likely actions of each row (n, k), most likely first."""
+    shown, names = min(SHOWN, vectors.shape[1]), program.space.names
+    top = np.argpartition(-vectors, shown - 1, axis=1)[:, :shown]
+    chances = np.take_along_axis(vectors, top, axis=1)
+    order = np.argsort(-chances, axis=1, kind="stable")
+    top, chances = np.take_along_axis(top, order, axis=1), np.take_along_axis(chances, order, axis=1)
+    possible = (vectors > 0).sum(axis=1)
+    rounded = chances.astype(np.float64).round(6)
+    return [
+        _Likely({names[a]: p for a, p in zip(actions[:n], row[:n], strict=True)}, others=n_all - len(row[:n]))
+        for actions, row, n, n_all in zip(
+            top.tolist(), rounded.tolist(), np.minimum(possible, shown).tolist(), possible.tolist(), strict=True
+        )
+    ]
+
+
+def _decision(program: Program, customer: Customer, made: Decision, *, propensity: float, likely: _Likely) -> Rendered:
     zone = customer.time_zone or program.guardrails.time_zone
-    vector = made.vector
-    reason = None if made.action else hold_reason(program, made)
+    reason = None if made.action else hold_reason(program, made, possible=likely.possible)
     steps = journey.progress(program, customer)
     eligible = next_eligible(program, customer, at=made.at) if reason else None
     progress = Steps(*steps) if steps else None
@@ -116,20 +144,20 @@ def _decision(program: Program, customer: Customer, made: Decision, *, top: list
         customer_id=made.customer_id,
         program=made.program,
         **_nudge(program, customer, made, steps=progress, zone=zone),
-        propensity=float(vector[made.action]) / float(vector.sum(dtype=np.float64)),
+        propensity=propensity,
         policy=PolicyName(made.policy, made.policy_version),
         stage=customer.stage,
         progress=progress,
         hold_reason=reason,
         next_eligible_at=local_time(eligible, zone) if eligible is not None else None,
     )
-    named = top[: min(possible, SHOWN)]
     why = Why(
         arm=made.arm,
         program_version=made.program_version,
-        at=local_time(made.at, zone),
-        chances={program.space.names[a]: round(float(vector[a]), 6) for a in named},
-        others=possible - len(named),
+        at=made.at,
+        time_zone=zone,
+        chances=likely.chances,
+        others=likely.others,
         blocked=made.blocked,
         context=made.context,
     )
@@ -158,13 +186,11 @@ def answer_of(kept: bytes) -> bytes:
 
 
 def explained(kept: bytes) -> bytes:
-    r"""Return the answer with why it was so.
-
-    >>> explained(b'{"degraded":false}\n{"arm":"champion"}')
-    b'{"degraded":false,"arm":"champion"}'
-    """
+    """Return the answer with why it was so."""
     answer, _, why = kept.partition(b"\n")
-    return answer[:-1] + b"," + why[1:]
+    reasons = msgspec.json.decode(why)
+    reasons["at"] = local_time(reasons["at"], reasons["time_zone"])
+    return answer[:-1] + b"," + _encode(reasons)[1:]
 
 
 def degraded(program: str, customer_id: str, decision_id: str) -> bytes:
@@ -180,11 +206,11 @@ def degraded(program: str, customer_id: str, decision_id: str) -> bytes:
     )
 
 
-def hold_reason(program: Program, made: Decision) -> str:
-    """Return why hold: the holdout, the rule that left nothing else, or the policy's choice."""
+def hold_reason(program: Program, made: Decision, *, possible: int) -> str:
+    """Return why hold: the holdout, the rule that left nothing else, or the policy's choice among the possible."""
     if made.arm == HOLDOUT:
         return HOLDOUT
-    if np.count_nonzero(made.vector) > 1:
+    if possible > 1:
         return CHOSEN
     if rule := made.blocked.get("nudge"):
         return rule
@@ -266,7 +292,7 @@ def local_time(at: float, zone: str) -> str:
     >>> local_time(1_767_225_600.0, "Europe/Paris")
     '2026-01-01T01:00:00+01:00'
     """
-    return datetime.fromtimestamp(int(at), UTC).astimezone(_zone(zone)).isoformat()
+    return datetime.fromtimestamp(int(at), _zone(zone)).isoformat()
 
 
 @lru_cache(maxsize=1024)

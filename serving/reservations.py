@@ -165,11 +165,9 @@ def released(program: Program, place: Place, decision_id: str) -> Effect:
     return Effect(Place(customer, (*remembered, sent)), tuple(_moves(program, sent, sign=-1)))
 
 
-def expired(program: Program, place: Place, decision_id: str, *, now: float) -> Effect:
-    """Return the place once a nudge that nobody reported as shown has expired; unchanged if it has not."""
-    sent = _find(place.customer.sent, decision_id)
-    due = sent is not None and sent.expires_at <= now and program.guardrails.reports_shown
-    return released(program, place, decision_id) if due else Effect(place)
+def expired(program: Program, place: Place, decision_id: str) -> Effect:
+    """Return the place once a nudge has expired that nobody reported as shown: released, if they are reported."""
+    return released(program, place, decision_id) if program.guardrails.reports_shown else Effect(place)
 
 
 def _shown(program: Program, place: Place, decision_id: str) -> Effect:

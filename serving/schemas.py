@@ -285,6 +285,7 @@ class Explanation(Decision):
     arm: str
     program_version: str
     at: datetime
+    time_zone: str
     chances: dict[str, float] = Field(description="the most likely actions and their chances")
     others: int = Field(description="how many more actions were possible")
     blocked: dict[str, str] = Field(description="the rule that blocked each level, or every nudge")

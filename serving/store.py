@@ -36,10 +36,12 @@ from serving.reservations import New, Place
 
 __all__ = [
     "Commitment", "Committed", "Found", "Overrun", "Profile", "Published", "Reported", "Store", "StoreError", "Turn",
-    "Wanted",
+    "Wanted", "Word",
 ]  # fmt: skip
 
 Word = str | bytes | int | float
+"""What a command or a script can be given."""
+
 Some = TypeVar("Some")
 
 ATTEMPTS = 16
@@ -431,7 +433,7 @@ class Store:
         read = await self._customers(program.name, names)
         before = {name: reads.known(program, name, f, at=now) for name, (f, _) in zip(names, read, strict=True)}
         effects = {
-            member: reservations.expired(program, before[name].place, decision_id, now=now)
+            member: reservations.expired(program, before[name].place, decision_id)
             for member, (name, decision_id) in members.items()
         }
         release = [m for m, effect in effects.items() if effect.place is not before[members[m][0]].place]

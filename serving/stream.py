@@ -73,10 +73,8 @@ async def advance(store: Store, lease: Lease, plan: Plan) -> None:
 
 
 async def fresh(store: Store, shard: int, *, most: int) -> list[Entry]:
-    """Return the first entries that are not archived."""
-    cursor = await store.command("HGET", records.archiver_key(shard), "cursor")
-    start = f"({cursor.decode()}" if cursor else "-"
-    return [entry async for entry in _range(store, shard, start=start, end="+", most=most)]
+    """Return the first entries that are not archived: those that are have been trimmed."""
+    return [entry async for entry in _range(store, shard, start="-", end="+", most=most)]
 
 
 async def of_plan(store: Store, shard: int, plan: Plan) -> list[Entry]:

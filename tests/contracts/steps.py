@@ -88,6 +88,16 @@ async def decide(
     return [became.status for became in await store.commit(program, rows)]
 
 
+def together(store: Store, n: int) -> list[str]:
+    """Return customers of one shard."""
+    return [name for name in (f"t{i}" for i in range(1_000)) if store.shard(name) == 0][:n]
+
+
+def apart(store: Store) -> list[str]:
+    """Return a customer of each shard."""
+    return list({store.shard(name): name for name in (f"a{i}" for i in range(1_000))}.values())
+
+
 async def left(store: Store, program: Program, *, at: float = NOON, name: str = "nobody") -> Found:
     """Return what somebody would find who asked now."""
     (found,) = await store.read(program, [Wanted(name, "", at)])

@@ -12,6 +12,7 @@ from tests.contracts.steps import (
     BUDGETED,
     PROGRAM,
     active,
+    apart,
     decide,
     decisions,
     drawing,
@@ -20,6 +21,7 @@ from tests.contracts.steps import (
     outcome,
     propose,
     spent,
+    together,
 )
 from tests.small_program import NOON
 
@@ -92,33 +94,46 @@ async def test_a_stale_row_does_not_hold_up_the_others(store: Store) -> None:
 
 async def test_hold_is_stale_too_once_the_budget_no_longer_pays_for_what_was_allowed(store: Store) -> None:
     """The mask in force is the whole mask: rejecting only what cannot be paid would bias every estimate."""
-    names = [f"c{i}" for i in range(10)]
-    shard = store.shard("c0")
-    same = [n for n in (f"n{i}" for i in range(20_000)) if store.shard(n) == shard][:10] if store.shards > 1 else names
-    await active(store, *same, program=BUDGETED)
-    parts = (await left(store, BUDGETED, name=same[0])).shared.budget
-    payable = int(parts // 300)
-    (waiting,) = await propose(store, same[-1], program=BUDGETED, action="hold", decision_id="w")
-    for name in same[:payable]:
+    *others, last = together(store, 12)
+    await active(store, *others, last, program=BUDGETED)
+    (waiting,) = await propose(store, last, program=BUDGETED, action="hold")
+    payable = int((await left(store, BUDGETED, name=last)).shared.budget // 300)
+    assert payable >= 2
+    for name in others[: payable - 1]:
         assert await decide(store, name, program=BUDGETED, action="coupon/warm/now") == ["committed"]
-    (became,) = await store.commit(BUDGETED, [waiting])
-    assert became.status == ("stale" if payable else "committed")
-
-
-async def test_hold_is_stale_too_once_a_release_pays_for_what_was_blocked(store: Store) -> None:
-    names = [n for n in (f"n{i}" for i in range(20_000)) if store.shard(n) == 0][:12]
-    await active(store, *names, program=BUDGETED)
-    whole = (await left(store, BUDGETED, name=names[0])).shared.budget
-    if whole < 300:
-        pytest.skip("the budget of one of 256 shards pays for no coupon")
-    for name in names[:10]:
-        await decide(store, name, program=BUDGETED, action="coupon/warm/now")
-    (waiting,) = await propose(store, names[11], program=BUDGETED, action="hold")
-    assert waiting.decision.blocked["incentive=coupon"] == "budget"
-    await store.report(BUDGETED, [outcome(names[0], "o", "not_shown", program=BUDGETED, decision_id="d")])
+    await decide(store, others[payable - 1], program=BUDGETED, action="coupon/warm/now")
     assert (await store.commit(BUDGETED, [waiting]))[0].status == "stale"
 
 
+async def test_rows_of_one_batch_do_not_take_the_same_last_piece(store: Store) -> None:
+    names = together(store, 4)
+    await active(store, *names)
+    rows = await propose(store, *names, action="gift/warm/now")  # each as if it were alone
+    pieces = int(rows[0].found.shared.stock[2])
+    became = [c.status for c in await store.commit(PROGRAM, rows)]
+    assert became == ["committed"] * pieces + ["stale"] * (4 - pieces)
+
+
+async def test_hold_is_kept_while_all_that_was_allowed_can_still_be_paid(store: Store) -> None:
+    one, other = together(store, 2)
+    await active(store, one, other, program=BUDGETED)
+    (waiting,) = await propose(store, one, program=BUDGETED, action="hold")
+    await decide(store, other, program=BUDGETED, action="badge/warm/now")
+    assert (await store.commit(BUDGETED, [waiting]))[0].status == "committed"
+
+
+async def test_hold_is_stale_too_once_a_release_pays_for_what_was_blocked(store: Store) -> None:
+    *others, last = together(store, 12)
+    await active(store, *others, last, program=BUDGETED)
+    for name in others[: int((await left(store, BUDGETED, name=last)).shared.budget // 300)]:
+        await decide(store, name, program=BUDGETED, action="coupon/warm/now")
+    (waiting,) = await propose(store, last, program=BUDGETED, action="hold")
+    assert waiting.decision.blocked["incentive=coupon"] == "budget"
+    await store.report(BUDGETED, [outcome(others[0], "o", "not_shown", program=BUDGETED, decision_id="d")])
+    assert (await store.commit(BUDGETED, [waiting]))[0].status == "stale"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("callers", [2, 40])
 async def test_many_who_race_for_one_budget_never_overspend_it(store: Store, url: str, callers: int) -> None:
     """Callers on connections of their own, each with customers of its own, decide until nobody can be nudged."""
@@ -145,7 +160,7 @@ async def test_many_who_race_for_one_budget_never_overspend_it(store: Store, url
     await asyncio.gather(*(decided(caller) for caller in range(callers)))
     made = await decisions(store)
     gifts = sum(d.action_name.startswith("gift") for d in made)
-    whole = sum([(await left(store, program, name=n)).shared.budget for n in _one_a_shard(store)])
+    whole = sum([(await left(store, program, name=n)).shared.budget for n in apart(store)])
     assert len(made) == 120
     assert spent(made) + whole == 3_000
     assert gifts <= 2
@@ -155,30 +170,23 @@ async def test_many_who_race_for_one_budget_never_overspend_it(store: Store, url
         await other.close()
 
 
-def _one_a_shard(store: Store) -> list[str]:
-    by_shard = {store.shard(name): name for name in (f"s{i}" for i in range(20_000))}
-    assert len(by_shard) == store.shards
-    return list(by_shard.values())
-
-
 async def test_the_parts_of_all_shards_are_the_whole(store: Store) -> None:
-    found = [await left(store, BUDGETED, name=name) for name in _one_a_shard(store)]
+    found = [await left(store, BUDGETED, name=name) for name in apart(store)]
     assert sum(f.shared.budget for f in found) == 3_000
     assert sum(f.shared.stock[2] for f in found) == 2
     assert all(np.isinf(f.shared.stock[:2]).all() for f in found)
 
 
 async def test_each_period_has_its_own_budget_and_its_own_turn(store: Store) -> None:
-    names = [n for n in (f"n{i}" for i in range(20_000)) if store.shard(n) == 0][:3]
+    names = together(store, 3)
     await active(store, *names, program=BUDGETED)
     found = await store.read(BUDGETED, [Wanted(n, "d", NOON + 7 * DAY * (i // 2)) for i, n in enumerate(names)])
     assert found[0].turn == found[1].turn != found[2].turn
     assert found[0].shared is found[1].shared
     whole = found[0].shared.budget
-    if whole >= 300:
-        await decide(store, names[0], program=BUDGETED, action="coupon/warm/now")
-        assert (await left(store, BUDGETED, name=names[0])).shared.budget == whole - 300
-        assert (await left(store, BUDGETED, name=names[0], at=NOON + 7 * DAY)).shared.budget == whole
+    await decide(store, names[0], program=BUDGETED, action="coupon/warm/now")
+    assert (await left(store, BUDGETED, name=names[0])).shared.budget == whole - 300
+    assert (await left(store, BUDGETED, name=names[0], at=NOON + 7 * DAY)).shared.budget == whole
 
 
 async def test_a_pause_stops_what_was_decided_before_it(store: Store) -> None:

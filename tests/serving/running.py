@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,7 @@ class Reply:
     """What came back."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     raw: bytes
     json: Any
 
@@ -106,7 +106,7 @@ class Client:
             raw = await response.read()
             read = response.content_type.endswith("json") and raw
             return Reply(
-                response.status, dict(response.headers), raw, await response.json(content_type=None) if read else None
+                response.status, response.headers, raw, await response.json(content_type=None) if read else None
             )
 
     async def decide(self, customer_id: str = "ada", **fields: object) -> Any:

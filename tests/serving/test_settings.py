@@ -1,0 +1,78 @@
+"""Settings: read once from the environment, and errors that quote key, value and what was expected."""
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from serving import settings
+from serving.settings import Settings
+
+
+def test_without_any_variable_everything_has_a_default() -> None:
+    assert settings.load({}) == Settings()
+    assert settings.load({"REDIS_URL": "", "NUDGE_BATCH": ""}) == Settings()
+
+
+def test_everything_hangs_on_the_home_folder() -> None:
+    given = settings.load({"NUDGE_HOME": "/srv/nudge"})
+    assert given.keys_file == Path("/srv/nudge/keys.json")
+    assert given.secret_file == Path("/srv/nudge/secret")
+    assert given.programs == Path("/srv/nudge/programs")
+    assert given.policies == Path("/srv/nudge/policies")
+    assert given.archive == Path("/srv/nudge/archive")
+    assert settings.load({"NUDGE_HOME": "/srv", "NUDGE_ARCHIVE": "/big"}).archive == Path("/big")
+
+
+def test_each_variable_sets_its_field() -> None:
+    given = settings.load(
+        {
+            "REDIS_URL": "rediss://:pw@store:6380/0",
+            "NUDGE_SECRET": "s" * 32,
+            "NUDGE_DECIDE_SECONDS": "0.25",
+            "NUDGE_STORE_SECONDS": "1.5",
+            "NUDGE_BATCH": "32",
+            "NUDGE_QUEUE": "99",
+            "NUDGE_BODY_BYTES": "4096",
+            "NUDGE_RATE": "7.5",
+            "NUDGE_FOLLOW_SECONDS": "3",
+            "NUDGE_LOG": "DEBUG",
+        }
+    )
+    assert given == Settings(
+        redis_url="rediss://:pw@store:6380/0",
+        secret="s" * 32,
+        decide_seconds=0.25,
+        store_seconds=1.5,
+        batch=32,
+        queue=99,
+        body_bytes=4096,
+        rate=7.5,
+        follow_seconds=3.0,
+        log_level="debug",
+    )
+    with pytest.raises(FrozenInstanceError):
+        given.batch = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("NUDGE_BATCH", "65", "NUDGE_BATCH='65': expected a whole number from 1 to 64"),
+        ("NUDGE_BATCH", "1.5", "expected a whole number"),
+        ("NUDGE_DECIDE_SECONDS", "soon", "NUDGE_DECIDE_SECONDS='soon': expected a number from 0.01 to 60"),
+        ("NUDGE_DECIDE_SECONDS", "nan", "expected a number"),
+        ("NUDGE_RATE", "0", "try NUDGE_RATE=20000"),
+        ("NUDGE_LOG", "loud", "expected one of debug, info, warning, error"),
+        ("NUDGE_SECRET", "short", "has 5 characters: expected 32 or more"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_key_value_and_what_was_expected(key: str, value: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        settings.load({key: value})
+
+
+def test_a_wrong_address_is_refused_without_its_password() -> None:
+    with pytest.raises(ValueError, match="starts with 'http': expected redis://") as refused:
+        settings.load({"REDIS_URL": "http://:hush@store"})
+    assert "hush" not in str(refused.value)
