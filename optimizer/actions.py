@@ -91,6 +91,12 @@ class ActionSpace:
         return levels
 
     @cached_property
+    def membership(self) -> tuple[Floats, Floats, Floats]:
+        """For each factor, shape (k - 1, levels): 1 where a nudge has the level."""
+        incentive, tone, timing = (np.eye(n)[self.levels[1:, f]] for f, n in enumerate(self.shape))
+        return incentive, tone, timing
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """`hold`, then `incentive/tone/timing`; shape (k,)."""
         return ("hold", *(f"{i}/{t}/{m}" for i in self.incentives for t in self.tones for m in self.timings))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
@@ -21,6 +21,8 @@ _QUARTER = 900.0
 """Zone offsets only ever change on a quarter of an hour."""
 
 Columns = Mapping[str, npt.NDArray[np.generic]]
+
+_OMITTED = np.empty(0)
 
 
 class Decayed(msgspec.Struct, frozen=True, array_like=True):
@@ -76,6 +78,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sent: tuple[Sent, ...] = ()
     last_step_at: float | None = None
     promotion_paused_until: float = 0.0
+    last_macro_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Cohort:
         attributes: a column for each attribute: number or flag as float64 with NaN for unknown; category as its index
             with -1 for unknown.
         zones: the IANA names that occur.
+        last_step: (n,), when each took its last micro- or macro-action; -inf for never, and where omitted.
+        last_macro: (n,), when each took its last macro-action; likewise.
     """
 
     at: Floats
@@ -111,6 +116,13 @@ class Cohort:
     paused_until: Floats
     attributes: Columns
     zones: tuple[str, ...]
+    last_step: Floats = field(default_factory=lambda: _OMITTED)
+    last_macro: Floats = field(default_factory=lambda: _OMITTED)
+
+    def __post_init__(self) -> None:
+        for name in ("last_step", "last_macro"):
+            if getattr(self, name) is _OMITTED:
+                object.__setattr__(self, name, np.full(len(self), -np.inf))
 
     def __len__(self) -> int:
         return len(self.at)
@@ -124,6 +136,8 @@ class Cohort:
 
     def offsets(self, times: Floats) -> Floats:
         """Return local time minus UTC, in seconds, of each customer at given times (n,)."""
+        if len(self.zones) == 1:
+            return _offsets(self.zones[0], times)
         offsets = np.empty(len(times))
         for code in np.unique(self.zone).tolist():
             rows = self.zone == code
@@ -155,10 +169,10 @@ def _offset(zone: str, quarter: int) -> float:
 
 def _offsets(zone: str, times: Floats) -> Floats:
     quarters = np.floor(times / _QUARTER).astype(np.intp)
-    if len(quarters) > 1:
-        quarters, where = np.unique(quarters, return_inverse=True)
-        return np.array([_offset(zone, q) for q in quarters.tolist()])[where]
-    return np.array([_offset(zone, q) for q in quarters.tolist()])
+    if len(quarters) and (quarters == quarters[0]).all():  # requests of one moment
+        return np.full(len(times), _offset(zone, int(quarters[0])))
+    quarters, where = np.unique(quarters, return_inverse=True)
+    return np.array([_offset(zone, q) for q in quarters.tolist()])[where]
 
 
 def utc_offset(zone: str, at: float) -> float:
@@ -219,7 +233,14 @@ def cohort(program: Program, customers: Sequence[Customer], *, at: Sequence[floa
             a.name: attribute_column(a, [c.attributes.get(a.name) for c in customers]) for a in program.attributes
         },
         zones=names,
+        last_step=_moments([c.last_step_at for c in customers]),
+        last_macro=_moments([c.last_macro_at for c in customers]),
     )
+
+
+def _moments(times: Sequence[float | None]) -> Floats:
+    """Shape (n,): times, -inf for never."""
+    return np.array([-np.inf if t is None else t for t in times], dtype=np.float64)
 
 
 def attribute_column(attribute: Attribute, values: Sequence[Scalar]) -> npt.NDArray[np.generic]:

@@ -121,9 +121,10 @@ class Optimizer:
         us = [self._u(a) for a in asks]
         choices = self.choose(rows, arms=arms, us=us, shared=shared, requests=[a.request for a in asks])
         contexts = snapshots(self.program, features(self.program, rows))
+        blocks, deliver_at = choices.guarded.blocks(self.program.space), choices.deliver_at.tolist()
         return [
-            self._decision(choices, i, ask=a, context=c, shared=shared)
-            for i, (a, c) in enumerate(zip(asks, contexts, strict=True))
+            self._decision(choices, i, ask=ask, context=context, blocked=blocked, deliver_at=at, shared=shared)
+            for i, (ask, context, blocked, at) in enumerate(zip(asks, contexts, blocks, deliver_at, strict=True))
         ]
 
     def choose(
@@ -204,7 +205,15 @@ class Optimizer:
         )
 
     def _decision(
-        self, choices: Choices, row: int, *, ask: Ask, context: dict[str, Scalar], shared: Shared
+        self,
+        choices: Choices,
+        row: int,
+        *,
+        ask: Ask,
+        context: dict[str, Scalar],
+        blocked: dict[str, str],
+        deliver_at: float,
+        shared: Shared,
     ) -> Decision:
         action, arm = int(choices.actions[row]), choices.arms[row]
         chooser = Chooser(self.chooser(arm).policy, "hold", "holdout") if arm == HOLDOUT else self.chooser(arm)
@@ -223,12 +232,12 @@ class Optimizer:
             probabilities=choices.probabilities[row].astype("<f4").tobytes(),
             action=action,
             action_name=space.names[action],
-            deliver_at=float(choices.deliver_at[row]) if action else None,
+            deliver_at=deliver_at if action else None,
             cost=cost,
             cost_price=shared.cost_price,
             burden=float(choices.burdens[row]),
             salt_id=self.salt.id,
-            blocked=choices.guarded.blocked(row, space),
+            blocked=blocked,
         )
 
 

@@ -26,11 +26,10 @@ def spread(space: ActionSpace, allowed: Bools) -> Floats:
     """
     cells = allowed[:, 1:].astype(np.float64)
     shares = np.zeros(cells.shape)
-    for column, size in enumerate(space.shape):
-        level = space.levels[1:, column]
-        counts = cells @ np.eye(size)[level]  # (n, levels): exact, being whole numbers
+    for factor, members in enumerate(space.membership):
+        counts = cells @ members  # (n, levels): exact, being whole numbers
         levels = np.count_nonzero(counts, axis=1)[:, None]
-        shares += (1.0 / (3.0 * np.maximum(counts, 1.0) * np.maximum(levels, 1)))[:, level]
+        shares += (1.0 / (3.0 * np.maximum(counts, 1.0) * np.maximum(levels, 1)))[:, space.levels[1:, factor]]
     spreads = np.zeros(allowed.shape)
     np.multiply(shares, cells, out=spreads[:, 1:])
     spreads[:, HOLD] = ~allowed[:, 1:].any(axis=1)

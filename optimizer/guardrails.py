@@ -1,5 +1,6 @@
 """What is allowed now? The mask, and the rule behind every block."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,8 @@ import numpy.typing as npt
 
 from optimizer.actions import FACTORS, ActionSpace, Bools, Floats
 from optimizer.customer import Cohort, Customer, deliveries, local_day, utc_offset
-from optimizer.program import DAY, Program
+from optimizer.journey import MEMORY
+from optimizer.program import DAY, Cadence, Program
 
 Codes = npt.NDArray[np.uint8]
 
@@ -21,6 +23,8 @@ RULES = (
     "pending",
     "stage",
     "momentum",
+    "ladder",
+    "comeback",
     "segment",
     "retired",
     "complaint",
@@ -32,9 +36,13 @@ RULES = (
     "cap_per_day",
     "cap_per_week",
     "cooldown",
+    "cadence",
     "request",
 )
 """Every reason for which something is blocked; 0 is none. Where several hold, the first of this list is named."""
+
+_CLOCK = 1e-3
+"""Seconds that a sum of times may be off."""
 
 _CODE = {rule: np.uint8(i) for i, rule in enumerate(RULES)}
 WEEK = 7
@@ -104,13 +112,15 @@ class Guarded:
         mask[:, 1:] = cells & (self.nudge == 0)[:, None]
         return mask
 
-    def blocked(self, row: int, space: ActionSpace) -> dict[str, str]:
-        """Return the rule by axis level: `{"nudge": "consent"}`, `{"timing=now": "quiet_hours"}`."""
-        found = {"nudge": RULES[self.nudge[row]]} if self.nudge[row] else {}
+    def blocks(self, space: ActionSpace) -> list[dict[str, str]]:
+        """Return the rule by axis level, a dict a row: `{"nudge": "consent"}`, `{"timing=now": "quiet_hours"}`."""
+        found = [{"nudge": RULES[code]} if code else {} for code in self.nudge.tolist()]
         axes = (self.incentive, self.tone, self.timing)
         for factor, names, codes in zip(FACTORS, space.factors, axes, strict=True):
-            for level in np.flatnonzero(codes[row]).tolist():
-                found[f"{factor}={names[level]}"] = RULES[codes[row, level]]
+            keys = [f"{factor}={name}" for name in names]
+            rows, levels = np.nonzero(codes)
+            for row, level, code in zip(rows.tolist(), levels.tolist(), codes[rows, levels].tolist(), strict=True):
+                found[row][keys[level]] = RULES[code]
         return found
 
     def hold_rule(self, row: int) -> str | None:
@@ -170,6 +180,8 @@ def _incentives(program: Program, cohort: Cohort, *, shared: Shared, day: Floats
     blocks = _Blocks(np.zeros((n, len(incentives)), dtype=np.uint8))
     blocks.add("stage", ~program.incentive_stages[cohort.stage])
     blocks.add("momentum", cohort.momentum[:, None] < program.min_momentum)
+    blocks.add("ladder", _too_high(program, cohort))
+    blocks.add("comeback", _not_away(program, cohort))
     blocks.add("segment", _segments(program, cohort, [i.barred_segments for i in incentives]))
     blocks.add("retired", np.broadcast_to([i.retired for i in incentives], blocks.codes.shape))
     complained = cohort.paused_until > cohort.at
@@ -186,6 +198,29 @@ def _incentives(program: Program, cohort: Cohort, *, shared: Shared, day: Floats
         full = (week & of_kind[cohort.sent_incentive]).sum(axis=1) >= cap
         blocks.add("kind_cap", full[:, None] & of_kind)
     return blocks
+
+
+def _too_high(program: Program, cohort: Cohort) -> Bools:
+    """Shape (n, incentives): the rung below has not been tried, or not for long enough, or it has sufficed.
+
+    Tried is what was delivered within the ladder's memory; it has sufficed where a macro-action came after.
+    """
+    below, ladder = program.rungs_below, program.guardrails.ladder
+    high = np.zeros((len(cohort), len(below)), dtype=np.bool_)
+    above = np.flatnonzero(below.any(axis=1))
+    if not len(above):
+        return high
+    age = cohort.at[:, None] - cohort.sent_at
+    in_vain = (age >= ladder.waits) & (age <= ladder.memory) & (cohort.sent_at > cohort.last_macro[:, None])
+    in_vain &= cohort.sent_incentive >= 0
+    high[:, above] = ~(below[above][:, cohort.sent_incentive] & in_vain).any(axis=2).T
+    return high
+
+
+def _not_away(program: Program, cohort: Cohort) -> Bools:
+    """Shape (n, incentives): a comeback for somebody who took a step lately, or never took one."""
+    away = cohort.at - cohort.last_step
+    return np.isfinite(program.comebacks) & ((away[:, None] < program.comebacks) | np.isinf(away)[:, None])
 
 
 def _tones(program: Program, cohort: Cohort) -> _Blocks:
@@ -208,7 +243,21 @@ def _timings(program: Program, cohort: Cohort, *, deliver_at: Floats, locally: F
     blocks.add("cap_per_week", ((np.abs(apart) < WEEK) & counts).sum(axis=2) >= rules.cap_per_week)
     last = cohort.sent_at.max(axis=1, initial=-np.inf)
     blocks.add("cooldown", deliver_at - last[:, None] < rules.cooldown)
+    if rules.cadence is not None:
+        current = cohort.at - last <= _rhythm_lasts(rules.cadence)
+        blocks.add("cadence", current[:, None] & _off_beat(deliver_at - last[:, None], rules.cadence))
     return blocks
+
+
+def _rhythm_lasts(cadence: Cadence) -> float:
+    """How long after a nudge, in seconds, the rhythm still binds the next; then it starts anew."""
+    return max(MEMORY, cadence.every + cadence.within)
+
+
+def _off_beat(gap: Floats, cadence: Cadence) -> Bools:
+    """Whether gaps in seconds are further from a whole number of beats, one or more, than the cadence allows."""
+    beats = np.maximum(np.round(np.where(np.isfinite(gap), gap, 0.0) / cadence.every), 1.0)
+    return np.abs(gap - beats * cadence.every) > cadence.within + _CLOCK
 
 
 def _within(minute: Floats, start: int, end: int) -> Bools:
@@ -247,7 +296,7 @@ def next_eligible(program: Program, customer: Customer, *, at: float) -> float |
     if rules.cap_per_day == 0 or rules.cap_per_week == 0 or customer.consent is False:
         return None
     moment = max([at, *(s.deliver_at + rules.cooldown for s in customer.sent)])
-    for _ in range(16):
+    for _ in range(64):
         earlier, moment = moment, _postponed(program, customer, at=moment, offset=utc_offset(zone, moment))
         if moment == earlier:
             break
@@ -255,8 +304,13 @@ def next_eligible(program: Program, customer: Customer, *, at: float) -> float |
 
 
 def _postponed(program: Program, customer: Customer, *, at: float, offset: float) -> float:
-    """Return `at`, or the start of the next local day or the end of the quiet hours where a rule blocks it."""
+    """Return `at`, or the next beat, the next local day or the end of the quiet hours where a rule blocks it."""
     rules = program.guardrails
+    last = max((s.deliver_at for s in customer.sent), default=-math.inf)
+    cadence = rules.cadence
+    if cadence is not None and at - last <= _rhythm_lasts(cadence) and _off_beat(np.array(at - last), cadence):
+        beat = last + max(math.ceil((at - last) / cadence.every), 1) * cadence.every
+        return min(beat - cadence.within, last + _rhythm_lasts(cadence) + _CLOCK)
     day = local_day(at, offset)
     days = [s.day for s in customer.sent]
     full = days.count(day) >= rules.cap_per_day or sum(abs(day - d) < WEEK for d in days) >= rules.cap_per_week

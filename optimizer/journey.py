@@ -10,7 +10,7 @@ from optimizer.customer import WEEK_SLOTS, Customer, Sent, local_day, utc_offset
 from optimizer.program import DAY, Event, Milestone, Program
 
 MEMORY = 8 * DAY
-"""Nudges delivered longer ago than this matter to no cap and are forgotten."""
+"""Nudges delivered longer ago than this matter to no cap."""
 
 
 class Progress(NamedTuple):
@@ -22,6 +22,16 @@ class Progress(NamedTuple):
     reward: str
 
 
+def remembers(program: Program, sent: Sent, *, at: float) -> bool:
+    """Whether a nudge still matters to a cap, the cooldown, the cadence or, on a ladder, to the next rung."""
+    if sent.deliver_at >= at - MEMORY:
+        return True
+    rules = program.guardrails
+    beat = 0.0 if rules.cadence is None else rules.cadence.every + rules.cadence.within
+    rung = rules.ladder.memory if sent.incentive in program.laddered else 0.0
+    return sent.deliver_at >= at - max(rules.cooldown, beat, rung)
+
+
 def settle(program: Program, customer: Customer, *, at: float) -> Customer:
     """Return the customer as of a moment: an idle one lapses, a broken streak ends, old nudges are forgotten."""
     stage = program.stages[program.stage_index.get(customer.stage, 0)]
@@ -29,14 +39,15 @@ def settle(program: Program, customer: Customer, *, at: float) -> Customer:
     lapsed = stage.lapses_after is not None and stage.lapses_to and at - idle_since > stage.lapses_after
     today = local_day(at, utc_offset(customer.time_zone or program.guardrails.time_zone, at))
     broken = customer.streak and today > customer.streak_day + 1
-    stale = any(s.deliver_at < at - MEMORY for s in customer.sent)
+    sent = tuple(s for s in customer.sent if remembers(program, s, at=at))
+    stale = len(sent) < len(customer.sent)
     if not (lapsed or broken or stale or stage.name != customer.stage):
         return customer
     return replace(
         customer,
         stage=str(stage.lapses_to) if lapsed else stage.name,
         streak=0 if broken else customer.streak,
-        sent=tuple(s for s in customer.sent if s.deliver_at >= at - MEMORY) if stale else customer.sent,
+        sent=sent,
     )
 
 
@@ -66,6 +77,8 @@ def follow(program: Program, customer: Customer, event: str, *, at: float, value
         counts={**customer.counts, event: customer.counts.get(event, 0) + 1},
         promotion_paused_until=max(customer.promotion_paused_until, _pause(declared, at=at, value=value)),
     )
+    if declared.kind == "macro":
+        customer = replace(customer, last_macro_at=max(at, customer.last_macro_at or at))
     return customer if declared.kind == "signal" else _step(program, customer, at=at)
 
 

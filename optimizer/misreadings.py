@@ -16,6 +16,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 """What the names of levels, stages and events look like."""
 
+UNNAMED = "unnamed-"
+"""How the names begin that stand in for missing ones."""
+
 _MOST = 500
 """How many faults of kind are named at most: a text with more is no program."""
 
@@ -174,6 +177,6 @@ def _harmless(place: _Place, given: object) -> object:
     if get_origin(bare) is Literal:
         return get_args(bare)[0]
     if place.way[-1] == "name":
-        slug = re.sub(r"[^a-z0-9_-]+", "-", str(given or "").lower()).strip("-_")
-        return slug or f"unnamed-{place.way[-2]}"
+        slug = re.sub(r"[^a-z0-9_-]+", "-", str(given or "").lower()).strip("-_")[:60]
+        return slug or f"{UNNAMED}{'-'.join(map(str, place.way[:-1]))}"
     return deepcopy(_HARMLESS.get(get_origin(bare) or bare, "1d"))

@@ -14,11 +14,14 @@ from msgspec.structs import replace
 
 from optimizer.actions import ActionSpace, Bools, Floats, Ints
 from optimizer.contradictions import contradictions
-from optimizer.misreadings import NAME, salvage
+from optimizer.misreadings import NAME, UNNAMED, salvage
 
 DAY = 86_400.0
 MINOR_UNITS = 100
 """Money is counted in integer hundredths of the program's currency."""
+
+LAPSE = "lapse"
+"""What a stage may expect besides events: falling back to where it lapses to."""
 
 SYSTEM_EVENTS = ("shown", "not_shown", "opt_out", "opt_in")
 """Events that every program knows without declaring them; a program may declare one to give it a value."""
@@ -71,7 +74,7 @@ class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Stage(_Struct, frozen=True):
     """A place on the journey. Customers idle for `lapses_after` fall back to `lapses_to`.
 
-    `expects` says, until there is a log, which share of the customers in this stage do an event on a day.
+    `expects` says, until there is a log, which share of the customers in this stage do an event, or `lapse`, on a day.
     """
 
     name: Name
@@ -403,6 +406,29 @@ class Program(_Struct, frozen=True, dict=True):
         return np.array([x.min_momentum for x in self.incentives])
 
     @cached_property
+    def rungs_below(self) -> Bools:
+        """Shape (incentives, incentives): row i has those of the next lower tier on the ladder of i, if it has one."""
+        below = np.zeros((len(self.incentives), len(self.incentives)), dtype=np.bool_)
+        for i, incentive in enumerate(self.incentives):
+            lower = [x.tier if self._lower(x, incentive) else -1 for x in self.incentives]
+            below[i] = [tier >= 0 and tier == max(lower) for tier in lower]
+        return below
+
+    @cached_property
+    def laddered(self) -> frozenset[str]:
+        """The incentives that are on a ladder."""
+        return frozenset(x.name for x in self.incentives if x.ladder)
+
+    @staticmethod
+    def _lower(rung: Incentive, than: Incentive) -> bool:
+        return bool(than.ladder) and rung.ladder == than.ladder and rung.tier < than.tier and not rung.retired
+
+    @cached_property
+    def comebacks(self) -> Floats:
+        """Shape (incentives,): seconds without a step that a comeback asks for; -inf for all other incentives."""
+        return np.array([-np.inf if x.comeback_after is None else x.comeback_after for x in self.incentives])
+
+    @cached_property
     def longest_delay(self) -> float:
         """The longest timing delay, in seconds: windows of all actions start with it."""
         return max(t.longest for t in self.timings)
@@ -415,7 +441,7 @@ class Program(_Struct, frozen=True, dict=True):
     @property
     def matures_after(self) -> float:
         """Seconds after which a round is mature: when its longest window has closed."""
-        valued = [w for w, e in zip(self.windows, self.events, strict=True) if e.value]
+        valued = [w for w, e in zip(self.windows.tolist(), self.events, strict=True) if e.value]
         return max(valued, default=self.longest_delay)
 
     def event(self, name: str) -> Event | None:
@@ -444,11 +470,12 @@ class Draft(NamedTuple):
     keys: frozenset[str] = frozenset()
     words: frozenset[str] = frozenset()
 
-    def certain(self, key: str, problem: str) -> bool:
+    def certain(self, key: str, problem: str, mend: str) -> bool:
         """Whether a complaint is about what was read, not about what stands in for a fault that has been named."""
         near = any(_within(key, other) or _within(other, key) for other in self.keys)
-        named = self.words & {*re.split(r"[.\[\]]+", key), *re.findall(r"'([^']*)'", problem)}
-        return not near and not named
+        named = {*re.split(r"[.\[\]]+", key), *re.findall(r"'([^']*)'", problem)}
+        offered = {word for word in re.findall(r"[\w-]+", mend) if word.startswith(UNNAMED)}
+        return not near and not self.words & (named | offered)
 
 
 def read_draft(text: str, *, source: str) -> Draft:
@@ -467,8 +494,8 @@ def read_draft(text: str, *, source: str) -> Draft:
     once = _without_repeats(whole)
     draft = Draft(once, (), salvaged.keys, salvaged.words)
     for program in (whole,) if once is whole else (whole, once):
-        faults += [Fault(source, *f) for f in contradictions(program) if draft.certain(f[0], f[1])]
-    return draft._replace(faults=tuple(faults))
+        faults += [Fault(source, *found) for found in contradictions(program) if draft.certain(*found)]
+    return draft._replace(faults=tuple(dict.fromkeys(faults)))
 
 
 def _without_repeats(program: Program) -> Program:

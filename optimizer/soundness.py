@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from optimizer.actions import Floats
-from optimizer.program import DAY, Event, Guardrails, Incentive, Program, Rule, Stage, Tone
+from optimizer.program import DAY, LAPSE, Event, Guardrails, Incentive, Program, Rule, Stage, Tone
 
 Severity = Literal["fault", "warning", "note"]
 WEEK = 7 * DAY
@@ -124,10 +124,11 @@ def _values(p: Program) -> Iterator[Finding]:
 
 def _expectations(p: Program, stage: Stage) -> Iterator[Finding]:
     key = f"stages[{stage.name}].expects"
+    known = (*p.event_index, *([LAPSE] if stage.lapses_to else []))
     for name in stage.expects:
-        if name not in p.event_index:
-            yield Finding("fault", key, f"{name!r} is not declared", f"use one of {', '.join(p.event_index)}")
-    moving = {e.name for e in p.events if e.moves.get(stage.name, stage.name) != stage.name}
+        if name not in known:
+            yield Finding("fault", key, f"{name!r} is not declared", f"use one of {', '.join(known)}")
+    moving = {e.name for e in p.events if e.moves.get(stage.name, stage.name) != stage.name} | {LAPSE}
     if (total := sum(share for name, share in stage.expects.items() if name in moving)) > 1:
         problem = f"more than everybody leaves on a day: the events that move add up to {total:g}"
         yield Finding("fault", key, problem, "use at most 1 in all")
@@ -138,11 +139,11 @@ def levels(program: Program) -> Iterator[Finding]:
     if not program.attributes:
         problem = "nothing tells one customer from another, so nothing can be relevant to one"
         yield Finding("warning", "attributes", problem, "declare what your app knows, such as a channel or a plan")
-    for s in program.stages:
+    for s in (s for s in program.stages if s.name in reachable(program)):
         said, told = (any(open_in(x, s.name) for x in rows) for rows in (program.incentives, program.tones))
         if not (said and told):
             problem = f"is a leak: no {'tone' if said else 'incentive'} is allowed in it"
-            yield Finding("fault", f"stages[{s.name}]", problem, f"add {s.name!r} to the stages of one")
+            yield Finding("fault", f"stages[{s.name}]", problem, f'add "{s.name}" to the stages of one')
     for t in program.tones:
         if not t.retired and not any(_meet(i, t, program) for i in program.incentives):
             problem = "is never allowed: no incentive shares a stage with it"
@@ -193,9 +194,7 @@ def _too_eager(i: Incentive, highest: Mapping[str, float]) -> Iterator[Finding]:
         return
     most = max(highest.values())
     if len(short) == len(highest):
-        problem = (
-            f"is never allowed: with a step a day momentum reaches {most:.2f} in its stages, not {i.min_momentum:g}"
-        )
+        problem = f"is never allowed: a step a day makes a momentum of {most:.2f} in its stages, not {i.min_momentum:g}"
         yield Finding("fault", f"incentives[{i.name}].min_momentum", problem, f"use at most {int(most * 100) / 100:g}")
         return
     problem = f"asks for {i.min_momentum:g}, which nobody has in {', '.join(short)}"
@@ -239,7 +238,9 @@ def _rules(p: Program, highest: Mapping[str, float]) -> Iterator[Finding]:
         if retired or incentive is None or tone is None:
             continue
         shut = [s for s in rule.stages if not open_in(incentive, s) or not open_in(tone, s)]
-        shut += [s for s in rule.stages if s not in shut and highest.get(s, 1.0) < incentive.min_momentum]
+        short = [s for s, most in highest.items() if open_in(incentive, s) and most < incentive.min_momentum]
+        if len(short) < len([s for s in highest if open_in(incentive, s)]):  # else it is named at the incentive
+            shut += [s for s in rule.stages if s in short and s not in shut]
         if shut:
             problem = f"can never apply in {', '.join(shut)}"
             yield Finding("warning", f"rules[{at}].stages", problem, "remove the stage, or open the nudge to it")

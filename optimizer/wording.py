@@ -109,6 +109,10 @@ _COMMON = _words(
     """
 )
 _SUM = r"(?:(€|£|\$|[A-Z]{3}) ?)?(\d+(?:[.,]\d+)?)(?: ?(%|percent|€|£|\$|[A-Z]{3}\b))?"
+_MOMENTS = (
+    r"\b(at once|at any time|immediately|instantly|right away|same day|today|as (soon as|you)|when(ever)?|once|after"
+    r"|within|until|by itself|((your|the) next)|next (day|week|month|morning)|(in|for|from) (\d+|a|one|two|the next))\b"
+)
 _UNITS = {"percent": "%", "€": "EUR", "£": "GBP", "$": "USD"}
 
 
@@ -194,10 +198,18 @@ def unsteady(call_to_action: str) -> Iterator[Complaint]:
 
 
 def worthless(incentive: Incentive, message: Message) -> bool:
-    """Whether a message shares no word of substance with what its incentive earns, nor shows the reward."""
+    """Whether a message shares no two words of substance with what its incentive earns, and shows no progress.
+
+    Where little is said about what is earned, one word is enough.
+
+    >>> coupon = Incentive(name="c", title="Coupon", kind="monetary", earns="10 % off your next order at the till.")
+    >>> worthless(coupon, Message(subject="Hello", body="Have a look around.", call_to_action="Look around"))
+    True
+    """
     said = f"{message.subject} {message.body}"
     shown = any(f"{{{name}}}" in said for name in ("reward", "done", "of"))
-    return not shown and not _substance(f"{incentive.title} {incentive.earns}") & _substance(said)
+    earned = _substance(f"{incentive.title} {incentive.earns}")
+    return not shown and len(earned & _substance(said)) < (2 if len(earned) > 5 else 1)
 
 
 def _substance(text: str) -> set[str]:
@@ -230,9 +242,4 @@ def undated(earns: str) -> bool:
     >>> undated("A badge for your profile."), undated("A badge as soon as you finish.")
     (True, False)
     """
-    return not re.search(
-        r"\b(at once|immediately|instantly|right away|same day|as soon as|as you|when(ever)?|once|after|within|until"
-        r"|on the|by itself|at any time|next|from|today|days?|weeks?|months?|hours?|minutes?|every|each)\b",
-        earns,
-        re.IGNORECASE,
-    )
+    return not re.search(_MOMENTS, earns, re.IGNORECASE)

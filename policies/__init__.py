@@ -5,6 +5,7 @@
 | `uniform`, `hold`, `fixed`, `rules` | no model | nothing |
 | `thompson` | votes of posterior draws of the factored model: the default | sums that add up over shards |
 | `squarecb`, `greedy` | the same model: inverse gaps in closed form; the best | the same sums |
+| `boosted` | inverse gaps on boosted trees | all rounds at once |
 | `vowpal` | Vowpal Wabbit, compiled | round by round |
 | `mixture` | several policies, weighted | each of them |
 
@@ -17,6 +18,7 @@ from typing import ClassVar, Protocol, Self
 from optimizer.actions import ActionSpace
 from optimizer.policy import Policy
 from policies import saved
+from policies.boosted import Boosted
 from policies.fixed import FixedNudge, Hold, Rules, Uniform
 from policies.greedy import Greedy
 from policies.mixture import Mixture, Packable
@@ -40,7 +42,7 @@ class Kind(Packable, Protocol):
 
 
 KINDS: dict[str, type[Kind]] = {
-    kind.name: kind for kind in (Uniform, Hold, FixedNudge, Rules, Thompson, SquareCB, Greedy, Vowpal, Mixture)
+    kind.name: kind for kind in (Uniform, Hold, FixedNudge, Rules, Thompson, SquareCB, Greedy, Boosted, Vowpal, Mixture)
 }
 
 

@@ -155,9 +155,9 @@ class Rules:
         return Saved(self.name, self.space, {"rules": [[list(map(list, r.groups)), list(r.nudge)] for r in self.rules]})
 
     @classmethod
-    def unpacked(cls, saved: Saved, space: ActionSpace) -> Self:
+    def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
         """Return what `load` reads."""
-        rules = [Fits(tuple(map(tuple, groups)), Nudge(*nudge)) for groups, nudge in saved.setting("rules", list)]
+        rules = [Fits(tuple(map(tuple, groups)), Nudge(*nudge)) for groups, nudge in packed.setting("rules", list)]
         return cls(space, rules=rules)
 
     def save(self, folder: Path) -> None:

@@ -21,15 +21,15 @@ def check(space: ActionSpace, contexts: Floats, *, allowed: Bools, prices: Float
         allowed: (n, k), hold always.
         prices: (n, k) or (k,), finite.
     """
-    rows = len(contexts)
+    rows, k = len(contexts), len(space.names)
     _shape("contexts", contexts, (rows, space.d))
-    _shape("allowed", allowed, (rows, space.k))
+    _shape("allowed", allowed, (rows, k))
     if allowed.dtype != np.bool_:
         raise ValueError(f"allowed is {allowed.dtype}, expected bool")
     if not allowed[:, HOLD].all():
         row = int(np.argmin(allowed[:, HOLD]))
         raise ValueError(f"allowed: row {row} blocks hold, but hold is always allowed; set allowed[:, 0] to True")
-    _shape("prices", prices, (space.k,) if prices.ndim == 1 else (rows, space.k))
+    _shape("prices", prices, (k,) if prices.ndim == 1 else (rows, k))
     _finite("contexts", contexts, space.features)
     _finite("prices", prices, space.names)
 
@@ -69,7 +69,7 @@ def _shape(name: str, array: npt.NDArray[Any], expected: tuple[int, ...]) -> Non
 
 
 def _finite(name: str, array: Floats, columns: tuple[str, ...]) -> None:
-    if (np.abs(array) < LARGEST).all():  # false for NaN too
+    if array.max(initial=0.0) < LARGEST and array.min(initial=0.0) > -LARGEST:  # false for NaN too
         return
     at = np.argwhere(~(np.abs(array) < LARGEST))[0]
     place = f"row {at[0]}, column {columns[at[-1]]!r}" if array.ndim > 1 else f"column {columns[at[-1]]!r}"

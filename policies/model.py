@@ -58,7 +58,8 @@ class Model:
         return layout(self.space)
 
     @cached_property
-    def _weights(self) -> Weights:
+    def weights(self) -> Weights:
+        """The mean as it is used to score."""
         return weights(self.layout, mean_for(self.layout, self.mean, of=self.prior.layout))
 
     @property
@@ -68,7 +69,7 @@ class Model:
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""
-        return effects(self.layout, self._weights, contexts)
+        return effects(self.layout, self.weights, contexts)
 
     def packed(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return the settings and arrays that keep it."""

@@ -1,17 +1,21 @@
 """Inverse-gap weighting on the factored model: probabilities in closed form, for whoever wants to recompute them."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.policy import Rounds
 from policies import saved
+from policies.compiled import compile_loops, filled, plain
 from policies.factored import Statistics, summarise
 from policies.inputs import check
+from policies.layout import Layout
 from policies.model import Model
-from policies.posterior import fit
+from policies.posterior import Weights, fit
 from policies.saved import Saved
 
 
@@ -52,7 +56,9 @@ class SquareCB:
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
-        return inverse_gap(self.model.effects(contexts) - prices, allowed, gamma=self.gamma)
+        model = self.model
+        scale = Scale(per_action=self.gamma)
+        return weigh(model.layout, model.weights, contexts, allowed=allowed, prices=prices, scale=scale)
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""
@@ -105,3 +111,62 @@ def inverse_gap(scores: Floats, allowed: Bools, *, gamma: float) -> Floats:
     weighted[rows, best] = 0.0
     weighted[rows, best] = 1.0 - weighted.sum(axis=1)
     return weighted
+
+
+class Scale(NamedTuple):
+    """What a unit of gap adds to 1 / p: `per_action` for each allowed action, as here, or `flat`, as in VW."""
+
+    per_action: float = 0.0
+    flat: float = 0.0
+
+
+def weigh(to: Layout, used: Weights, contexts: Floats, *, allowed: Bools, prices: Floats, scale: Scale) -> Floats:
+    """Return the inverse-gap probabilities (n, k) of gains that weights give, less prices: scored by factor."""
+    p = np.zeros(allowed.shape)
+    x, priced = plain(to.design(contexts), np.float64), filled(prices, allowed.shape, np.float64)
+    _kernel()(used.levels, used.cells, x, plain(allowed, np.bool_), priced, to.space.shape, scale, p)
+    return p
+
+
+def _weigh(  # noqa: C901, PLR0917  (numba takes arguments by position, and wants its loops in one place)
+    levels: Floats,
+    cells: Floats,
+    x: Floats,
+    allowed: Bools,
+    prices: Floats,
+    sizes: tuple[int, int, int],
+    scale: Scale,
+    p: Floats,
+) -> None:
+    """Score rows of x (n, d) as `effects` does and weigh them as `inverse_gap` does, into `p` (n, k) of zeros."""
+    by_level, scores = np.empty(levels.shape[1]), np.empty(allowed.shape[1])
+    for row in range(len(x)):
+        by_level[:] = 0.0
+        for column in range(len(levels)):
+            value = x[row, column]
+            if value != 0.0:
+                for level in range(levels.shape[1]):
+                    by_level[level] += value * levels[column, level]
+        scores[0] = -prices[row, 0]
+        best, count, action = 0, 1, 0
+        for i in range(sizes[0]):
+            for t in range(sizes[1]):
+                for timing in range(sizes[0] + sizes[1], levels.shape[1]):
+                    action += 1
+                    if allowed[row, action]:
+                        gain = by_level[i] + by_level[sizes[0] + t] + by_level[timing] + cells[action - 1]
+                        scores[action] = gain - prices[row, action]
+                        count += 1
+                        if scores[action] > scores[best]:
+                            best = action
+        slope, rest = scale.per_action * count + scale.flat, 0.0
+        for action in range(len(scores)):
+            if allowed[row, action] and action != best:
+                p[row, action] = 1.0 / (count + slope * (scores[best] - scores[action]))
+                rest += p[row, action]
+        p[row, best] = 1.0 - rest
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    return compile_loops(_weigh)

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from optimizer.actions import HOLD, ActionSpace, Bools, Floats, Floats32
 from optimizer.policy import Rounds
 from policies import saved
+from policies.compiled import compile_loops, filled, plain
 from policies.factored import Statistics, summarise
 from policies.inputs import check
 from policies.model import Model
@@ -30,8 +31,8 @@ class Thompson:
         space: the actions and features.
         members: draws in the committee, at least 64.
         boldness: how far members stray from the mean, in posterior standard deviations. 1 is Thompson's rule, which
-            explores too much where effects have hundreds of parameters and the floor explores as well: at 0.35 regret was
-            a fifth to a third lower in additive and pairwise worlds of 300 nudges.
+            explores too much where effects have hundreds of parameters and the floor explores as well: at 0.35
+            regret was a fifth to a third lower in additive and pairwise worlds of 300 nudges.
         half_life: seconds after which a round counts half; None never forgets.
 
     >>> space = ActionSpace(("badge",), ("warm",), ("now", "later"), features=("bias",))
@@ -121,9 +122,8 @@ def votes(used: Weights, x: Floats, *, sizes: tuple[int, int, int], allowed: Boo
         x: (n, d). sizes: levels of each factor. allowed: (n, k). prices: (n, k) or (k,).
     """
     counts = np.zeros(allowed.shape)
-    priced = np.ascontiguousarray(np.broadcast_to(prices, allowed.shape), dtype=np.float32)
-    x32 = np.ascontiguousarray(x, dtype=np.float32)
-    _kernel()(used.levels, used.cells, x32, np.ascontiguousarray(allowed), priced, sizes, counts)
+    priced = filled(prices, allowed.shape, np.float32)
+    _kernel()(used.levels, used.cells, plain(x, np.float32), plain(allowed, np.bool_), priced, sizes, counts)
     return counts
 
 
@@ -163,8 +163,9 @@ def _count_by_member(  # noqa: C901, PLR0917  (numba takes arguments by position
     members = cells.shape[1]
     by_level = np.empty((levels.shape[1], members), dtype=np.float32)
     partial = np.empty(members, dtype=np.float32)
-    best = np.empty(members, dtype=np.float32)
-    chosen = np.empty(members, dtype=np.int32)
+    # Two copies, written in turn: a store that always happens is a wide one, a store that may not is a slow one.
+    best = np.empty((2, members), dtype=np.float32)
+    chosen = np.empty((2, members), dtype=np.int32)
     for row in range(len(x)):
         by_level[:] = 0.0
         for column in range(len(levels)):
@@ -173,9 +174,9 @@ def _count_by_member(  # noqa: C901, PLR0917  (numba takes arguments by position
                 for level in range(levels.shape[1]):
                     for m in range(members):
                         by_level[level, m] += value * levels[column, level, m]
-        best[:] = -prices[row, 0]
-        chosen[:] = 0
-        action = 0
+        best[0] = -prices[row, 0]
+        chosen[0] = 0
+        old = action = 0
         for i in range(sizes[0]):
             for t in range(sizes[1]):
                 for m in range(members):
@@ -183,23 +184,17 @@ def _count_by_member(  # noqa: C901, PLR0917  (numba takes arguments by position
                 for timing in range(sizes[0] + sizes[1], levels.shape[1]):
                     action += 1
                     if allowed[row, action]:
-                        price = prices[row, action]
+                        price, this, new = prices[row, action], np.int32(action), 1 - old
                         for m in range(members):
                             score = partial[m] + by_level[timing, m] + cells[action - 1, m] - price
-                            better = score > best[m]
-                            best[m] = score if better else best[m]
-                            chosen[m] = action if better else chosen[m]
+                            better = score > best[old, m]
+                            best[new, m] = score if better else best[old, m]
+                            chosen[new, m] = this if better else chosen[old, m]
+                        old = new
         for m in range(members):
-            counts[row, chosen[m]] += 1.0
+            counts[row, chosen[old, m]] += 1.0
 
 
 @cache
 def _kernel() -> Callable[..., None]:
-    """Return the compiled loops: compiled once a machine, kept beside this file or in the user's cache."""
-    from numba import njit
-
-    try:
-        compiled: Any = njit(cache=True, nogil=True)(_count_by_member)
-    except RuntimeError:  # nowhere to keep it: compile once a process
-        compiled = njit(nogil=True)(_count_by_member)
-    return compiled  # type: ignore[no-any-return]  # numba ships no types
+    return compile_loops(_count_by_member)

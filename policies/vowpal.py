@@ -21,6 +21,7 @@ from policies.inputs import check, check_rounds
 from policies.layout import Layout, layout
 from policies.posterior import Weights, effects, weights
 from policies.saved import Array, Saved
+from policies.squarecb import Scale, weigh
 
 _FNV_PRIME = 16_777_619
 """VW's hash of a pair of features is `(prime x first) xor second`."""
@@ -108,6 +109,10 @@ class Member(NamedTuple):
     hold: Floats
     constant: float
 
+    def gains(self) -> Weights:
+        """Return the weights of what an action saves over hold."""
+        return Weights(-self.weights.levels, -self.weights.cells)
+
     def costs(self, contexts: Floats) -> Floats:
         """Return the costs (n, k) that VW predicts."""
         hold: Floats = self.layout.design(contexts) @ self.hold + self.constant
@@ -142,7 +147,7 @@ class Vowpal:
 
     name: ClassVar[str] = "vowpal"
 
-    def __init__(self, space: ActionSpace, *, arguments: str = "--squarecb --gamma_scale 100") -> None:
+    def __init__(self, space: ActionSpace, *, arguments: str = "--squarecb --gamma_scale 1000 -l 0.1") -> None:
         self.space = space
         self.arguments = arguments
         self._told = parse(arguments)
@@ -152,14 +157,17 @@ class Vowpal:
         self._learned, self._model, self._n = learned, model, n
         used = learned.under(layout(self.space))
         self._members = [used.member(at) for at in range(self._told.members)]
+        self._gains = self._members[0].gains()
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
         told, voted = self._told, np.zeros(allowed.shape)
+        if told.explore == "squarecb":
+            scale = Scale(flat=told.gamma_scale * self._n**told.gamma_exponent)
+            named = self._members[0].layout
+            return weigh(named, self._gains, contexts, allowed=allowed, prices=prices, scale=scale)
         for member in self._members:
             costs = np.where(allowed, member.costs(contexts) + prices, np.inf)
-            if told.explore == "squarecb":
-                return _inverse_gap(costs, gamma=told.gamma_scale * self._n**told.gamma_exponent)
             best = _tied(costs)
             voted += best / best.sum(axis=1, keepdims=True) / told.members
         return _at_least(voted, allowed, told.epsilon / allowed.sum(axis=1, keepdims=True))
@@ -337,17 +345,6 @@ def _read_out(workspace: Any, named: Layout, told: Arguments) -> Learned:
         constants,
         np.array([cost(c) for c in columns]) + slopes[0],
     )
-
-
-def _inverse_gap(costs: Floats, *, gamma: float) -> Floats:
-    """Shape (n, k): VW's SquareCB, `1 / (K + gamma gap)`; infinite costs are blocked."""
-    open_ = np.isfinite(costs)
-    rows, best = np.arange(len(costs)), costs.argmin(axis=1)
-    gaps = np.where(open_, costs - costs[rows, best][:, None], 0.0)
-    p = np.where(open_, 1.0 / (open_.sum(axis=1, keepdims=True) + gamma * gaps), 0.0)
-    p[rows, best] = 0.0
-    p[rows, best] = 1.0 - p.sum(axis=1)
-    return p
 
 
 def _tied(costs: Floats) -> Bools:

@@ -19,6 +19,7 @@ from optimizer.floor import apply_floor
 from optimizer.policy import Policy, Rounds
 from optimizer.program import Exploration
 from policies import saved
+from policies.boosted import Boosted
 from policies.fixed import Fits, FixedNudge, Hold, Rules, Uniform
 from policies.greedy import Greedy
 from policies.mixture import Mixture
@@ -55,6 +56,7 @@ CASES: dict[str, Case] = {
     "thompson-forgetting": Case(lambda space: Thompson(space, half_life=1e5), merges=True),
     "squarecb": Case(SquareCB, merges=True),
     "greedy": Case(Greedy, merges=True),
+    "boosted": Case(lambda space: Boosted(space, trees=30)),
     "vowpal": Case(Vowpal),
     "vowpal-epsilon": Case(lambda space: Vowpal(space, arguments="--epsilon 0.1")),
     "vowpal-bag": Case(lambda space: Vowpal(space, arguments="--bag 5 --epsilon 0.05")),

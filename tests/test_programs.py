@@ -67,6 +67,7 @@ PROMISES = {
     "loyalty-loop": {
         "double-points": "points",
         "five-euro-voucher": "15 EUR or more",
+        "welcome-back": "on the house",
         "author-evening": "free with",
         "bring-a-friend": "300 points",
     },

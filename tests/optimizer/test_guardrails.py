@@ -28,7 +28,7 @@ def blocked(
         requests=[request or Request()],
     )
     assert guarded.mask[0, 0], "hold is always allowed"
-    return guarded.blocked(0, PROGRAM.space)
+    return guarded.blocks(PROGRAM.space)[0]
 
 
 def sent(*, deliver_at: float, incentive: str = "badge", zone: str = "UTC") -> Sent:
