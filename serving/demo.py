@@ -39,7 +39,7 @@ from training import evaluate as judging
 from training import train as training
 from training.registry import Registry
 
-CUSTOMERS, SEED = 2_000, 1
+CUSTOMERS, SEED = 3_000, 1
 START = 1_767_571_200.0
 """Monday 5 January 2026, midnight UTC: program time, which the simulation advances as fast as it can."""
 
@@ -229,7 +229,8 @@ def _service() -> Iterator[str]:
     command = [sys.executable, "-m", "serving.cli", "serve", "--simulated", "--no-follow", "--port", str(port)]
     log = Path(os.environ["NUDGE_HOME"]) / "serve.log"
     with log.open("wb") as written:
-        process = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT)  # noqa: S603  (ourselves)
+        environment = {**os.environ, "NUDGE_DECIDE_SECONDS": "10"}  # batches of 500 may take turns
+        process = subprocess.Popen(command, env=environment, stdout=written, stderr=subprocess.STDOUT)  # noqa: S603
     url = f"http://127.0.0.1:{port}"
     try:
         _await(lambda: _is_ready(url), process=process, what=f"the service to start; see {log}")

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from optimizer.customer import Customer, Sent, local_day, utc_offset
 from optimizer.events import Decision, Outcome
-from optimizer.journey import MEMORY, follow, receive, release, settle
+from optimizer.journey import MEMORY, follow, receive, release
 from optimizer.program import Program
 
 UNLIMITED = 2**53
@@ -146,8 +146,8 @@ def after(program: Program, place: Place, new: New) -> Effect:
     outcome = new.outcome
     if outcome.revoked or not new.first:
         return Effect(place)
-    customer = settle(program, place.customer, at=outcome.at)
-    place = place._replace(customer=follow(program, customer, outcome.event, at=outcome.at, value=outcome.value))
+    customer = follow(program, place.customer, outcome.event, at=outcome.at, value=outcome.value)
+    place = place._replace(customer=customer)
     if outcome.decision_id is None:
         return Effect(place)
     if outcome.event == "not_shown":

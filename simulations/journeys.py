@@ -78,6 +78,7 @@ class State:
     streak: Ints
     streak_day: Ints
     last_step: Floats
+    last_macro: Floats
     consent: Ints
     sent_at: Floats
     sent_day: Ints
@@ -143,6 +144,21 @@ class Journey:
         return np.array(kinds + [False] * (len(self.events) - len(kinds)))
 
     @cached_property
+    def goals(self) -> Bools:
+        """Shape (e,): which events are macro-actions."""
+        kinds = [e.kind == "macro" for e in self.program.events]
+        return np.array(kinds + [False] * (len(self.events) - len(kinds)))
+
+    @cached_property
+    def memory(self) -> Floats:
+        """Shape (incentives,): for how long a nudge matters, in seconds."""
+        rules = self.program.guardrails
+        beat = 0.0 if rules.cadence is None else rules.cadence.every + rules.cadence.within
+        usual, laddered = max(MEMORY, rules.cooldown, beat), self.program.laddered
+        ladder = max(usual, rules.ladder.memory)
+        return np.array([ladder if x.name in laddered else usual for x in self.program.incentives])
+
+    @cached_property
     def pauses(self) -> Floats:
         """Shape (e,): for how long an event pauses promotions; -inf for not."""
         pauses = [-np.inf if e.pauses_promotion is None else e.pauses_promotion for e in self.program.events]
@@ -170,7 +186,8 @@ def beginning(population: Population) -> State:
     """Return customers whom the service does not know yet, with the history that the app reports when it starts."""
     program, n = population.program, len(population)
     rules = program.guardrails
-    width = min(WEEK_SLOTS, 2 * rules.cap_per_week + 2)
+    weeks = np.ceil(Journey(program, population.effects.events).memory.max() / (7 * DAY)) + 1
+    width = min(WEEK_SLOTS, int(weeks) * rules.cap_per_week + 2)
     incentives, tones, _ = program.space.shape
     return State(
         stage=np.zeros(n, dtype=np.intp),
@@ -180,7 +197,8 @@ def beginning(population: Population) -> State:
         nudges_since=np.zeros(n),
         streak=np.zeros(n, dtype=np.intp),
         streak_day=np.full(n, -1, dtype=np.intp),
-        last_step=np.full(n, np.nan),
+        last_step=np.full(n, -np.inf),
+        last_macro=np.full(n, -np.inf),
         consent=np.full(n, _CONSENT_UNKNOWN, dtype=np.intp),
         sent_at=np.full((n, width), -np.inf),
         sent_day=np.full((n, width), -1, dtype=np.intp),
@@ -200,14 +218,19 @@ def history(population: Population) -> Happenings:
     """Return what led customers to where they are at the start: the shortest way of events to a stage, a day each.
 
     Each stage has `advanced` times the customers of the one before; the last event is hours to nine days old, so that
-    some stages have lapsed.
+    some stages have lapsed. Where a program asks for it, most have opted in before.
     """
     ways = _ways(population.program)
     weights = population.world.advanced ** np.arange(len(ways))
-    u = population.chance("history", 0, rows=slice(0, len(population)), columns=2)
+    u = population.chance("history", 0, rows=slice(0, len(population)), columns=3)
     chosen = np.searchsorted(np.cumsum(weights / weights.sum())[:-1], u[:, 0], side="right")
     last = population.start - DAY * (0.1 + 9.0 * u[:, 1] ** 2)
     parts = [_history(np.flatnonzero(chosen == i), way, last=last[chosen == i]) for i, way in enumerate(ways)]
+    if population.program.guardrails.consent == "opt-in":
+        willing = np.flatnonzero(u[:, 2] < population.world.willing)
+        parts.append(
+            _history(willing, (population.effects.join,), last=np.full(len(willing), population.start - 30 * DAY))
+        )
     return Happenings.concatenate(parts)
 
 
@@ -217,7 +240,7 @@ def _history(customers: Ints, way: Sequence[int], *, last: Floats) -> Happenings
     return Happenings(
         customer=np.repeat(customers, len(way)),
         event=np.tile(np.array(way, dtype=np.intp), len(customers)),
-        at=np.round(np.repeat(last, len(way)) + DAY * (serial + 1), 3),
+        at=np.floor(np.repeat(last, len(way)) + DAY * (serial + 1)),
         value=np.full(len(serial), np.nan),
         twice=np.zeros(len(serial), dtype=np.bool_),
         serial=serial,
@@ -245,7 +268,7 @@ def arrive(population: Population, state: State, *, rows: slice, day: int) -> No
     asks = population.asks(day, rows=rows)
     everyone = np.arange(rows.start, rows.start + len(asks))
     _settle(population, journey, state, who=everyone, at=asks)
-    stale = state.sent_at[rows] < (asks - MEMORY)[:, None]
+    stale = state.sent_at[rows] < asks[:, None] - journey.memory[state.sent_incentive[rows]]
     if stale.any():
         state.sent_at[rows][stale], state.sent_day[rows][stale], state.sent_incentive[rows][stale] = -np.inf, -1, -1
 
@@ -262,15 +285,18 @@ def _turns(happened: Happenings) -> list[Happenings]:
 def _follow(population: Population, journey: Journey, state: State, happened: Happenings) -> None:
     """What the service does with an outcome, settle and follow, for distinct customers (m,)."""
     _settle(population, journey, state, who=happened.customer, at=happened.at)
-    state.consent[happened.customer[happened.event == population.effects.leave]] = 0
+    for event, consent in ((population.effects.leave, 0), (population.effects.join, 1)):
+        state.consent[happened.customer[happened.event == event]] = consent
     happened = happened.take(happened.event < journey.declared)
     who, event, at = happened.customer, happened.event, happened.at
-    _settle(population, journey, state, who=who, at=np.fmax(at, state.last_step[who]))
+    _settle(population, journey, state, who=who, at=np.maximum(at, state.last_step[who]))
     state.stage[who] = journey.moves[state.stage[who], event]
     state.counts[who, event] += 1
     limit = journey.pauses_below[event]
     paused = np.where((happened.value < limit) | np.isinf(limit), at + journey.pauses[event], -np.inf)
     state.paused_until[who] = np.maximum(state.paused_until[who], paused)
+    goals = happened.take(journey.goals[event])
+    state.last_macro[goals.customer] = np.maximum(goals.at, state.last_macro[goals.customer])
     steps = happened.take(journey.steps[event])
     _step(population, state, who=steps.customer, at=steps.at)
 
@@ -281,13 +307,15 @@ def _step(population: Population, state: State, *, who: Ints, at: Floats) -> Non
     state.streak[who] = np.where(day > last, np.where(day == last + 1, state.streak[who] + 1, 1), state.streak[who])
     state.streak_day[who] = np.maximum(day, last)
     half_life = population.program.momentum_half_life
-    state.steps[who], state.steps_since[who] = _plus(state.steps[who], state.steps_since[who], at=at, half_life=half_life)
-    state.last_step[who] = np.fmax(at, state.last_step[who])
+    state.steps[who], state.steps_since[who] = _plus(
+        state.steps[who], state.steps_since[who], at=at, half_life=half_life
+    )
+    state.last_step[who] = np.maximum(at, state.last_step[who])
 
 
 def _settle(population: Population, journey: Journey, state: State, *, who: Ints, at: Floats) -> None:
     stage, last = state.stage[who], state.last_step[who]
-    idle_since = np.where(np.isnan(last), population.start, last)
+    idle_since = np.where(np.isinf(last), population.start, last)
     state.stage[who] = np.where(at - idle_since > journey.lapses_after[stage], journey.lapses_to[stage], stage)
     today = population.local(who, at) // DAY
     state.streak[who] = np.where(today > state.streak_day[who] + 1, 0, state.streak[who])
@@ -323,6 +351,8 @@ def observe(population: Population, state: State, *, rows: slice, day: int) -> C
         paused_until=state.paused_until[rows],
         attributes={name: column[rows] for name, column in people.attributes.items()},
         zones=population.zones,
+        last_step=state.last_step[rows],
+        last_macro=state.last_macro[rows],
     )
 
 
@@ -335,4 +365,6 @@ def receive(population: Population, state: State, *, rows: slice, actions: Ints,
     state.sent_day[who, slot] = (population.local(who, at) // DAY).astype(np.intp)
     state.sent_incentive[who, slot] = population.program.space.levels[actions[nudged], 0]
     half_life = population.program.dosage_half_life
-    state.nudges[who], state.nudges_since[who] = _plus(state.nudges[who], state.nudges_since[who], at=at, half_life=half_life)
+    state.nudges[who], state.nudges_since[who] = _plus(
+        state.nudges[who], state.nudges_since[who], at=at, half_life=half_life
+    )

@@ -35,8 +35,7 @@ _TRAITS = 8
 
 @dataclass(frozen=True)
 class People:
-    """What makes `n` customers act, a column a trait, in the order of the hour at which they ask. Hidden, but for
-    attributes and zone.
+    """What makes `n` customers act, a column a trait, in the order in which they ask. Only attributes and zone show.
 
     Args:
         first_ask: (n,), seconds since the epoch, ascending; then every 24 hours.
@@ -89,6 +88,12 @@ class Population:
         """The IANA names that occur."""
         return tuple(name for name, _ in self.world.zones)
 
+    @property
+    def windows(self) -> Floats:
+        """Shape (e,): seconds after a decision within which each event counts; 0 for one that is not declared."""
+        undeclared = len(self.effects.events) - len(self.program.events)
+        return np.r_[self.program.windows, np.zeros(undeclared)]
+
     def name(self, customer: int) -> str:
         """Return the customer's id: the same in every run of a seed."""
         return f"sim-{self.seed}-{customer}"
@@ -97,7 +102,9 @@ class Population:
         """Return the customer of an id; ValueError if this population has none of that name."""
         prefix, _, number = name.rpartition("-")
         if prefix != f"sim-{self.seed}" or not number.isdecimal() or int(number) >= len(self):
-            raise ValueError(f"{name!r} is none of {len(self)} customers of seed {self.seed}: expected {self.name(0)!r} and so on")
+            raise ValueError(
+                f"{name!r} is none of {len(self)} customers of seed {self.seed}: expected {self.name(0)!r} and so on"
+            )
         return int(number)
 
     def decision_id(self, customer: int, *, day: int) -> str:
@@ -130,7 +137,7 @@ class Population:
             value = self.people.attributes[attribute.name][customer].item()
             if attribute.kind == "category":
                 shown |= {attribute.name: attribute.categories[value]} if value >= 0 else {}
-            elif value == value:
+            elif not np.isnan(value):
                 shown[attribute.name] = bool(value) if attribute.kind == "flag" else value
         return shown
 
@@ -170,7 +177,7 @@ def _people(program: Program, world: World, *, n: int, seed: int, start: float, 
     hour = ASKS_FROM + (ASKS_UNTIL - ASKS_FROM) * u[:, 1]
     first = start + (hour * 3_600.0 - start - offsets[zone]) % DAY
     order = np.argsort(first, kind="stable")
-    u, zone, first = u[order], zone[order], np.round(first[order], 3)
+    u, zone, first = u[order], zone[order], np.floor(first[order])
     z = ndtri(np.clip(u[:, 4 : 4 + _TRAITS], 1e-12, 1 - 1e-12))
     kind, chronotype = _pick(u[:, 2], TYPE_SHARES), _pick(u[:, 3], PEAK_SHARES)
     shown = Shown(activity=z[:, 0], price=z[:, 1], patience=z[:, 2], type=kind, chronotype=chronotype)
@@ -222,7 +229,9 @@ def _attributes(program: Program, world: World, *, shown: Shown, seed: int) -> C
         else:
             trait_ = numbers.pop(0)
             numbers.append(trait_)
-            mixed = world.fidelity * trait_ + np.sqrt(1.0 - world.fidelity**2) * ndtri(np.clip(u[:, 0], 1e-12, 1 - 1e-12))
+            mixed = world.fidelity * trait_ + np.sqrt(1.0 - world.fidelity**2) * ndtri(
+                np.clip(u[:, 0], 1e-12, 1 - 1e-12)
+            )
             columns[attribute.name] = np.where(unknown, np.nan, _number(attribute, mixed))
     return columns
 

@@ -39,7 +39,8 @@ class Purse:
     def _taken(self, actions: Ints) -> Ints:
         """Shape (n, incentives): 1 where an action takes one."""
         incentive = self.program.space.levels[actions, 0]
-        return (incentive[:, None] == np.arange(len(self.program.incentives))).astype(np.intp)
+        taken: Ints = (incentive[:, None] == np.arange(len(self.program.incentives))).astype(np.intp)
+        return taken
 
     @property
     def standing(self) -> Shared:
@@ -56,15 +57,13 @@ class Purse:
         return int(changed.argmax()) if changed.any() else len(actions)
 
     def _short(self, before: Ints | int = 0) -> Bools:
-        """Shape (..., incentives): what cannot be paid for or is out of stock once `before` (..., incentives) is taken."""
+        """Shape (..., incentives): what is too dear or out of stock once `before` (..., incentives) is taken."""
         costs = self.program.minor_costs
         spent = np.sum(before * costs, axis=-1, keepdims=True)
-        return (costs > self.left.budget - spent) | (self.left.stock - before < 1)
+        short: Bools = (costs > self.left.budget - spent) | (self.left.stock - before < 1)
+        return short
 
 
 def _period(program: Program, at: float) -> int:
     budget = program.guardrails.budget
     return int(at // budget.period) if budget and budget.period else 0
-
-
-

@@ -85,8 +85,9 @@ class Moment:
         does = self.population.effects.shift[channel, 1:].reshape(1, *shape) + self.incentive[channel][:, :, None, None]
         does = does + weight * (self.tone[:, None, :, None] + self.hour[:, None, None, :])
         fresh = self.fresh_incentive[:, :, None, None] * self.fresh_tone[:, None, :, None]
-        appeals = self.strength[:, None, None, None] * fresh * does - self.weariness[:, None, None, None]
-        return appeals.reshape(n, -1)
+        cells = self.strength[:, None, None, None] * fresh * does - self.weariness[:, None, None, None]
+        appeals: Floats = cells.reshape(n, -1)
+        return appeals
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def moment(population: Population, state: State, *, rows: slice, day: int, deliv
     idle = asks - state.last_step[rows]
     missed = (idle >= _MISSED[0]) & (idle < _MISSED[1])
     strength = people.responsiveness[rows] * (1.0 - HALF * state.habit[rows])
-    strength = strength * np.exp(-world.blunting * people.fatigability[rows] * fatigue) * (1.0 + world.comeback * missed)
+    strength = (
+        strength * np.exp(-world.blunting * people.fatigability[rows] * fatigue) * (1.0 + world.comeback * missed)
+    )
     price, fit = people.price[rows, None], effects.fit[state.stage[rows]]
     reversed_ = world.drift_day is not None and day >= world.drift_day
     return Moment(
@@ -205,13 +208,15 @@ def respond(now: Moment, state: State, *, rows: slice, day: int, actions: Ints, 
     happened = Happenings(
         customer=row + rows.start,
         event=event,
-        at=np.round(at, 3),
+        at=np.floor(at),  # whole seconds, as apps report them
         value=population.effects.reported[np.where(u[row, 3, event] < DISCONTENTED, 0, 1), event],
         twice=fate > 1.0 - world.twice,
         serial=np.full(len(row), day),
     )
     _live(population, state, rows=rows, day=day, actions=actions, done=done)
-    reported = Happenings.concatenate([happened.take(fate >= world.lost), _shown(now, rows=rows, day=day, actions=actions)])
+    reported = Happenings.concatenate(
+        [happened.take(fate >= world.lost), _shown(now, rows=rows, day=day, actions=actions)]
+    )
     _keep(population, state, reported, rows=rows)
     return reported
 
@@ -289,7 +294,7 @@ def expected(now: Moment, actions: Ints, *, until: Floats) -> Floats:
 def expected_of_all(now: Moment, *, until: Floats, worth: Floats) -> Floats:
     """Shape (n, k): `expected` for every action, with a worth (e,) or (n, e) for each event."""
     population = now.population
-    effects, shape = population.effects, population.program.space.shape
+    shape = population.program.space.shape
     worths = np.broadcast_to(worth, now.base.shape)
     by_itself = np.clip((until - now.asks[:, None]) / DAY, 0.0, 1.0)
     organic = expit(now.base)
@@ -311,8 +316,6 @@ def _chance_of_all(now: Moment, event: int, *, appeals: dict[int, Floats]) -> Fl
     channel = int(now.population.effects.channels[event])
     if channel == LEAVE:
         return now.leaving[:, None]
-    if channel == SIGNAL:
-        return expit(now.base[:, event, None])
-    return expit(now.base[:, event, None] + appeals[channel])
-
-
+    added = 0.0 if channel == SIGNAL else appeals[channel]
+    chance: Floats = expit(now.base[:, event, None] + added)
+    return chance

@@ -232,7 +232,7 @@ def replay(run: Run) -> Iterator[tuple[int, list[Asking]]]:
 
 def standings(run: Run) -> list[list[tuple[slice, Shared]]]:
     """Return, a list a day, the stretches of customers who asked under the same state of budget and stocks."""
-    purse, found = run.opening, []
+    purse, found = run.opening, list[list[tuple[slice, Shared]]]()
     for day in range(run.first, run.first + run.days):
         found.append([])
         for rows in slots(run.population, day=day, size=len(run.population)):
@@ -280,8 +280,6 @@ def arms_of(population: Population) -> tuple[str, ...]:
         return (CHAMPION,) * len(population)
     optimizer = Optimizer(population.program, {}, SALT)
     return tuple(optimizer.arm(population.name(i)) for i in range(len(population)))
-
-
 
 
 def waiting(population: Population, state: State, *, day: int) -> Happenings:

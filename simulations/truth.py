@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from scipy.special import expit
 
-from optimizer.actions import HOLD, ActionSpace, Bools, Floats, Ints
+from optimizer.actions import ActionSpace, Bools, Floats, Ints
 from optimizer.customer import deliveries
 from optimizer.engine import CHAMPION, Chooser, Optimizer
 from optimizer.events import draws
@@ -16,7 +16,7 @@ from optimizer.policy import Rounds
 from optimizer.program import DAY
 from simulations.journeys import Journey, State
 from simulations.log import worths
-from simulations.population import Population
+from simulations.population import LONGEST_RUN, Population
 from simulations.response import expected, expected_of_all
 from simulations.rollout import (
     SALT,
@@ -139,10 +139,7 @@ class _Day:
         self.optimizer = Optimizer(self.population.program, choosers, SALT)
         self.everyone = slice(0, len(self.population))
         self.state = turns[0].state
-        program = self.population.program
-        extra = len(self.population.effects.events) - len(program.events)
-        windows = np.r_[program.windows, np.zeros(extra)]
-        self.until = self.population.asks(day)[:, None] + windows
+        self.until = self.population.asks(day)[:, None] + self.population.windows
         self.known = self._known()
 
     def _known(self) -> Floats:
@@ -169,8 +166,12 @@ class _Day:
                 actions = self._as_logged(asking, fork=fork)
             now = facing(asking, deliveries(program, asking.cohort)[0])
             total = total + expected(now, actions, until=self.until)
-            live(asking, now, actions, fork=fork + 1)
-        return total[who]
+            live(asking, now, actions, fork=self._course(fork))
+        return np.asarray(total[who])
+
+    def _course(self, fork: int) -> int:
+        """Return the number of a course of chance that no other day's forks share."""
+        return 1 + self.day + LONGEST_RUN * fork
 
     def _asking(self, state: State, day: int) -> Asking:
         if day == self.day:  # they have been brought to this moment
@@ -180,7 +181,7 @@ class _Day:
     def _as_logged(self, asking: Asking, *, fork: int) -> Ints:
         """Shape (n,): a new draw from the logging policy, with budget and stocks as they were."""
         day, actions = asking.day, np.empty(len(asking.cohort), dtype=np.intp)
-        us = self.population.chance("draw", day, rows=self.everyone, columns=1, fork=fork + 1)[:, 0]
+        us = self.population.chance("draw", day, rows=self.everyone, columns=1, fork=self._course(fork))[:, 0]
         for rows, shared in self.shared[day - self.run.first]:
             for start in range(rows.start, rows.stop, SLOT):
                 some = slice(start, min(start + SLOT, rows.stop))
@@ -195,7 +196,8 @@ class Scored:
     """Chooses the action of the highest given score, less its price: a policy for the rows it was made for.
 
     >>> space = ActionSpace(("badge",), ("warm",), ("now",))
-    >>> Scored(space, np.array([[0.0, 2.0]])).probabilities(np.empty((1, 0)), np.array([[True, True]]), np.zeros(2)).tolist()
+    >>> mask = np.array([[True, True]])
+    >>> Scored(space, np.array([[0.0, 2.0]])).probabilities(np.empty((1, 0)), mask, np.zeros(2)).tolist()
     [[0.0, 1.0]]
     """
 
@@ -246,11 +248,9 @@ def best(
 
 def scores(asking: Asking) -> Floats:
     """Shape (n, k): the true expected reward of each action, one step ahead, less its cost."""
-    population, day = asking.population, asking.day
-    program, effects = population.program, population.effects
+    program, effects = asking.population.program, asking.population.effects
     now = facing(asking, deliveries(program, asking.cohort)[0])
-    windows = np.r_[program.windows, np.zeros(len(effects.events) - len(program.events))]
-    until = now.asks[:, None] + windows
+    until = now.asks[:, None] + asking.population.windows
     daily = expit(effects.base) @ effects.worth  # (stages,): what the average customer earns there in a day
     moves = Journey(program, effects.events).moves
     days_left = max(program.matures_after / DAY - 1.0, 0.0)

@@ -9,6 +9,7 @@ from msgspec.structs import replace as replaced
 from optimizer.program import Budget, Program
 
 _SHARES = (
+    "willing",
     "hidden",
     "fidelity",
     "missing",
@@ -30,8 +31,10 @@ class World:
     Args:
         name: what to type.
         breaks: what it is there to break.
+        customers: how many make it what it is.
         zones: IANA names and their shares.
         advanced: how the base is spread over the stages at the start: each stage has this times the one before.
+        willing: share of the customers who have opted in at the start, where a program asks for it.
         everyday, turn, goal, signal: daily chance of the commonest everyday step, of the commonest step that moves a
             stage, of the commonest goal, of a signal, without a nudge, where they occur.
         depth: how much likelier everyday steps are from the first stage to the last.
@@ -64,12 +67,14 @@ class World:
 
     name: str
     breaks: str
+    customers: int = 2_400
     zones: tuple[tuple[str, float], ...] = (
         ("Europe/Paris", 0.8),
         ("Europe/London", 0.15),
         ("America/New_York", 0.05),
     )
     advanced: float = 0.85
+    willing: float = 0.85
     everyday: float = 0.2
     turn: float = 0.05
     goal: float = 0.015
@@ -143,8 +148,8 @@ _SIGNED = ("depth", "lift", "goal_lift", "habit_pull", "gradient", "comeback", "
 _MEND: Mapping[str, str] = MappingProxyType(
     {
         **{f.name: "use a number of 0 or more" for f in fields(World)},
-        **{key: "a chance within a day is above 0 and below 0.9" for key in _CHANCES},
-        **{key: "use a finite number" for key in _SIGNED},
+        **dict.fromkeys(_CHANCES, "a chance within a day is above 0 and below 0.9"),
+        **dict.fromkeys(_SIGNED, "use a finite number"),
         "decay": "what is left of fatigue is 0 or more and below 1",
         "advanced": "use a number above 0",
         "repetition_days": "use a number above 0",
@@ -163,14 +168,143 @@ def _possible(key: str, value: float) -> bool:
     return 0.0 <= value < (1.0 if key == "decay" else float("inf"))
 
 
-DEMO = World("demo", "nothing: an ordinary program, where some tones and offers suit some people and many do little")
+DEMO = World(
+    "demo",
+    "nothing: an ordinary app, livelier than life, so that two weeks of a few thousand customers tell something",
+    everyday=0.33,
+    goal=0.006,
+    lift=0.2,
+    incentive=1.3,
+    tone=0.15,
+    timing=0.05,
+    null=0.4,
+    harm=0.3,
+    price=0.4,
+    affinity=0.4,
+    chronotype=0.15,
+    blunting=0.05,
+    repetition=0.15,
+    habit_pull=0.4,
+)
 
 WORLDS: Mapping[str, World] = MappingProxyType(
     {
         world.name: world
         for world in (
             DEMO,
+            replace(
+                DEMO,
+                name="null",
+                breaks="gates that promote what is no better: nudges do nothing but cost",
+                lift=0.0,
+                goal_lift=0.0,
+                incentive=0.0,
+                tone=0.0,
+                timing=0.0,
+                fit=0.0,
+                affinity=0.0,
+                chronotype=0.0,
+                burden=0.0,
+                leaving=0.0,
+            ),
+            replace(
+                DEMO,
+                name="harmful",
+                breaks="policies that cannot keep still: nudges put people off, and many opt out",
+                lift=-0.4,
+                goal_lift=-0.4,
+                burden=0.1,
+                leaving=0.004,
+            ),
+            replace(
+                DEMO,
+                name="additive",
+                breaks="models that see interactions everywhere: each factor adds its own, the same for everybody",
+                fit=0.0,
+                affinity=0.0,
+                chronotype=0.0,
+                price=0.0,
+                responsiveness=0.0,
+            ),
+            replace(
+                DEMO,
+                name="pairwise",
+                breaks="models of main effects: what two levels do together matters as much as each",
+                incentive=0.6,
+                pair=0.5,
+            ),
+            replace(
+                DEMO,
+                name="threeway",
+                breaks="models of pairs: three levels do together what no two of them show",
+                incentive=0.4,
+                pair=0.2,
+                triple=0.7,
+            ),
+            replace(
+                DEMO,
+                name="fatigue",
+                breaks="greed for today: every nudge wears out the next ones, and the tired leave",
+                decay=0.92,
+                blunting=0.3,
+                burden=0.15,
+                leaving=0.002,
+                leaving_growth=0.6,
+                repetition=0.6,
+            ),
+            replace(
+                DEMO,
+                name="drift",
+                breaks="policies that never forget: from the tenth day on, tones do the opposite",
+                tone=0.4,
+                affinity=0.7,
+                incentive=0.5,
+                drift_day=10,
+                season=0.3,
+            ),
+            replace(
+                DEMO,
+                name="delayed",
+                breaks="logs that take unknown for zero: half of what a nudge brings comes days later",
+                delays=((1.0, 0.2), (24.0, 0.3), (168.0, 0.5)),
+                lost=0.05,
+                twice=0.1,
+            ),
+            replace(
+                DEMO,
+                name="tight-budget",
+                breaks="overspending: money for one customer in twenty a week, and dear incentives that work",
+                budget=0.15,
+                price=0.8,
+                harm=0.05,
+            ),
+            replace(
+                DEMO,
+                name="few-customers",
+                breaks="intervals from too little: five hundred customers",
+                customers=500,
+            ),
+            replace(
+                DEMO,
+                name="heterogeneous",
+                breaks="one size for all: what one type likes puts another off",
+                incentive=0.4,
+                tone=0.0,
+                affinity=1.0,
+                fit=0.6,
+                chronotype=0.5,
+                price=0.9,
+                responsiveness=0.6,
+                fidelity=0.9,
+            ),
         )
     }
 )
 """The worlds by name."""
+
+
+def world_of(name: str) -> World:
+    """Return the world of a name; ValueError if there is none."""
+    if name not in WORLDS:
+        raise ValueError(f"there is no world {name!r}: expected one of {', '.join(WORLDS)}")
+    return WORLDS[name]

@@ -37,6 +37,12 @@ async def test_a_customer_never_seen_is_new_and_known_once_decided(store: Store)
     assert [s.decision_id for s in after.customer.sent] == ["d1"]
 
 
+async def test_a_customer_is_found_as_of_the_moment_asked_for(store: Store) -> None:
+    await active(store, "ada")
+    assert (await left(store, PROGRAM, name="ada", at=NOON + 6 * DAY)).customer.stage == "active"
+    assert (await left(store, PROGRAM, name="ada", at=NOON + 8 * DAY)).customer.stage == "quiet"
+
+
 async def test_what_is_committed_is_in_the_log_as_it_was_decided(store: Store) -> None:
     rows = await propose(store, "ada", "bob", "eve")
     await store.commit(PROGRAM, rows)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from optimizer.program import DAY, Program
-from serving.records import Erased
+from serving.records import Erased, erasure_digest
 from serving.store import Overrun, Profile, Published, Store, StoreError, Wanted, Word
 from tests.contracts.steps import (
     BUDGETED,
@@ -67,6 +67,17 @@ async def test_an_outcome_that_is_first_heard_of_as_a_correction_counts(store: S
     late = [outcome("ada", "o", revision=1), outcome("ada", "o")]
     assert await store.report(PROGRAM, late) == ["accepted", "duplicate"]
     assert (await left(store, PROGRAM, name="ada")).customer.counts == {"step": 1}
+
+
+async def test_an_outcome_revoked_before_it_was_heard_of_is_logged_and_moves_nobody(store: Store) -> None:
+    await store.put("ada")
+    assert await store.report(PROGRAM, [outcome("ada", "o", revision=1, revoked=True), outcome("ada", "o")]) == [
+        "accepted",
+        "duplicate",
+    ]
+    customer = (await left(store, PROGRAM, name="ada")).customer
+    assert (customer.stage, customer.counts) == ("new", {})
+    assert [o.revoked for o in await outcomes(store)] == [True]
 
 
 async def test_an_outcome_may_come_before_its_decision(store: Store) -> None:
@@ -256,7 +267,7 @@ async def test_an_erased_customer_is_as_if_never_seen_and_a_tombstone_is_logged(
     assert await store.answer("small", "bob", "d1") is not None
     (tombstone,) = [e for e in await log(store) if isinstance(e, Erased)]
     assert tombstone.at == NOON + 5
-    assert "ada" not in tombstone.digest
+    assert tombstone.digest == erasure_digest(store.erasure_key, "ada")
     words = [key for key in await store.command("KEYS", "*") if b"ada" in key]
     assert words == []
 

@@ -69,6 +69,12 @@ def test_only_this_user_can_connect(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
 
 
+def test_an_interrupt_at_the_terminal_is_for_us_and_not_for_the_server(tmp_path: Path) -> None:
+    with serve(tmp_path) as server:
+        assert server.pid is not None
+        assert os.getsid(server.pid) != os.getsid(0)
+
+
 async def test_a_second_caller_uses_the_first_ones_server_and_takes_over_when_it_stops(tmp_path: Path) -> None:
     first, second = Server(tmp_path), Server(tmp_path)
     first.start()
