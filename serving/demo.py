@@ -15,17 +15,18 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 from rich.console import Console, Group
 from rich.table import Table
 
-from optimizer.engine import CHAMPION, Chooser
+from optimizer.engine import CHAMPION, HOLDOUT
 from optimizer.program import DAY, Program
 from optimizer.programs import read
 from policies import load as load_policy
-from policies.fixed import Hold, Rules, Uniform
+from policies.fixed import Rules, Uniform
 from serving import loop, output, settings
 from serving.output import Told
 from simulations.drive import drive
@@ -190,18 +191,18 @@ def _judged(population: Population, first: Run, evaluated: loop.Evaluated, *, to
 
 def _beside(population: Population, first: Run, *, told: Told) -> list[Period]:
     """Run others from where the first period ended, in process and with the same chance."""
-    space, program = population.program.space, population.program
-    others: Mapping[str, Chooser] = {
-        "hold": Chooser(Hold(space), "hold", "0"),
-        "rules": Chooser(Rules.of(program), "rules", "0"),
-        "uniform": Chooser(Uniform(space), "uniform", "0"),
+    program, uniform = population.program, sole(Uniform(population.program.space))
+    all_held = replace(first, arms=(HOLDOUT,) * len(population))
+    beside: Mapping[str, Callable[[], Run]] = {
+        "hold, for all": lambda: rollout(population, uniform, days=PERIOD, since=all_held, logged=False),
+        "rules": lambda: rollout(population, sole(Rules.of(program)), days=PERIOD, since=first, logged=False),
+        "uniform": lambda: rollout(population, uniform, days=PERIOD, since=first, logged=False),
+        "simulator's best": lambda: best(population, days=PERIOD, since=first, logged=False),
     }
     runs = {}
-    for done, (name, chooser) in enumerate(others.items()):
-        told("", done, len(others) + 1)
-        runs[name] = rollout(population, {CHAMPION: chooser}, days=PERIOD, since=first, logged=False)
-    runs["simulator's best"] = best(population, days=PERIOD, since=first, logged=False)
-    told("", len(others) + 1, len(others) + 1)
+    for done, (name, run_it) in enumerate(beside.items()):
+        runs[name] = run_it()
+        told("", done + 1, len(beside))
     return [_period("instead", name, found, measured=False) for name, found in runs.items()]
 
 
@@ -249,8 +250,7 @@ def _free_port() -> int:
 def _is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=1.0) as answer:  # noqa: S310  (our own address)
-            status: int = answer.status
-            return status == 200
+            return int(answer.status) == 200
     except OSError:
         return False
 
@@ -298,9 +298,10 @@ def _named(told: Told, name: str) -> Told:
 
 def _opening(population: Population) -> str:
     program = population.program
+    incentives, tones, timings = program.space.shape
     return (
         f"[bold]{program.title}[/bold]: {len(population):,} simulated customers, {program.space.k - 1} nudges "
-        f"({len(program.incentives)} incentives x {len(program.tones)} tones x {len(program.timings)} timings) or none.\n"
+        f"({incentives} incentives x {tones} tones x {timings} timings) or none.\n"
         "Two weeks of nudges at random, over HTTP; then a policy is learned, judged, promoted, and serves for two more."
     )
 
@@ -311,26 +312,16 @@ def _closing(story: Story, *, folder: Path) -> Group:
 
 def _periods(story: Story) -> Table:
     table = Table(title="What two weeks came to, per customer", title_justify="left", caption_justify="left")
-    for name, side in (
-        ("", "left"),
-        ("policy", "left"),
-        ("reward", "right"),
-        ("upgraded", "right"),
-        ("nudges", "right"),
-    ):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    table.add_column("opted out", justify="right")
-    words = {
-        "before": "weeks 1-2, over HTTP",
-        "after": "weeks 3-4, over HTTP",
-        "instead": "weeks 3-4, simulated beside",
-    }
+    table.add_column("weeks")
+    table.add_column("policy")
+    for name in ("reward", "upgraded", "nudges", "opted out"):
+        table.add_column(name, justify="right")
+    words = {"before": "1-2, over HTTP", "after": "3-4, over HTTP", "instead": "3-4, had it been"}
     for p in story.periods:
-        style = "bold" if p.measured else "dim"
         figures = (f"{p.reward:.2f} EUR", f"{p.conversion:.1%}", f"{p.nudges:.1f}", f"{p.opted_out:.1%}")
-        table.add_row(words[p.name], p.policy, *figures, style=style)
+        table.add_row(words[p.name], p.policy, *figures, style="bold" if p.measured else "dim")
     table.caption = (
-        "Beside: the same customers from the same day, had another policy chosen. Its own floor explores in each."
+        "Had it been: the same customers from the same day on, simulated beside; every policy explores a little."
     )
     return table
 
@@ -338,12 +329,13 @@ def _periods(story: Story) -> Table:
 def _evaluation(story: Story) -> str:
     e = story.evaluation
     inside = "inside" if e.low <= e.truth <= e.high else "outside"
+    reasons = "".join(f"\n  - {reason}" for reason in story.reasons)
     return (
         f"\n[bold]Offline estimate[/bold] of {e.policy}, before it met a customer: {e.estimate:.3f} EUR a decision "
         f"[{e.low:.3f}, {e.high:.3f}], from {e.rounds:,} decisions; today's policy {e.today:.3f}.\n"
         f"[bold]The truth[/bold] that it predicted, known to the simulator: {e.truth:.3f} (± {e.truth_error:.3f}), "
         f"{inside} the interval.\n"
-        f"[bold]Verdict[/bold]: {story.verdict}. " + " ".join(story.reasons)
+        f"[bold]Verdict: {story.verdict}[/bold]{reasons}"
     )
 
 

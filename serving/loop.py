@@ -212,9 +212,16 @@ def _evaluated(found: Evaluation, verdict: Verdict, *, run: str) -> Evaluated:
         decisions_seen=found.decisions_seen,
         matured_share=found.matured_share,
         values=[_valued(score) for score in found.scores],
-        reasons=[r.text for r in verdict.reasons],
+        reasons=_reasons(verdict),
         failed_checks=[f"{c.target or 'log'}: {c.finding}" for c in found.checks if c.status == "fail"],
     )
+
+
+def _reasons(verdict: Verdict) -> list[str]:
+    """Return one reason a candidate, the challenger's first, with what would mend it."""
+    first = {r.target: r for r in reversed(verdict.reasons)}
+    ordered = sorted(first.values(), key=lambda r: r.target != verdict.challenger)
+    return [f"{r.text}; {r.mend}" if r.mend else r.text for r in ordered]
 
 
 def _valued(score: Score) -> Valued:
@@ -246,7 +253,7 @@ def promote(program: Program, *, rollback: bool = False) -> Promoted:
         last = store.last_evaluation(program.name)
         if last is None:
             raise ValueError(f"program {program.name!r} was not evaluated yet: nudge evaluate {program.name}")
-        verdict, reasons = last.verdict.choice, [r.text for r in last.verdict.reasons]
+        verdict, reasons = last.verdict.choice, _reasons(last.verdict)
         if last.verdict.promotes:
             champion = store.promote(program.name, last.verdict.challenger_version, last.verdict)
         else:

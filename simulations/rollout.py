@@ -159,7 +159,7 @@ def closed_loop(
     if not 1 <= days <= LONGEST_RUN - first - 40:
         raise ValueError(f"days = {days!r}: from day {first} on, use 1 to {LONGEST_RUN - first - 40}")
     begin = since.end if since else beginning(population)
-    state, arms = begin.copy(), arms_of(population)
+    state, arms = begin.copy(), since.arms if since else arms_of(population)
     opening = purse = since.left if since else Purse.full(population.program, at=population.start)
     actions, stages = (np.zeros((days, len(population)), dtype=np.intp) for _ in range(2))
     seen: list[Seen] = []

@@ -236,7 +236,7 @@ def best(
     windows counts exactly; a stage reached counts by what it brings on the following days of the windows. It is not
     the best plan over weeks: fatigue and caps of later days do not count.
     """
-    space, arms = population.program.space, arms_of(population)
+    space, arms = population.program.space, since.arms if since else arms_of(population)
 
     def choosers(asking: Asking) -> Mapping[str, Chooser]:
         served = np.array([arm == CHAMPION for arm in arms[asking.rows]])

@@ -19,7 +19,7 @@ def test_the_demo_accounts_for_everything_it_shows(tmp_path: Path) -> None:
     # Seventeen days were decided; the last three have open windows, and are said to.
     assert judged["matured_share"] == pytest.approx(14 / 17, abs=0.01)
     assert f"Matured when judged: {judged['matured_share']:.0%}" in said
-    assert {p["policy"] for p in story["periods"]} >= {"uniform", "hold", "rules", "simulator's best"}
+    assert {p["policy"] for p in story["periods"]} >= {"uniform", "hold, for all", "rules", "simulator's best"}
     assert [p["name"] for p in story["periods"][:2]] == ["before", "after"]
     assert story["promoted"] is (story["verdict"] == "promote")
     assert "nudge ui --demo" in said
