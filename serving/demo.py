@@ -40,7 +40,7 @@ from training import evaluate as judging
 from training import train as training
 from training.registry import Registry
 
-CUSTOMERS, SEED = 3_000, 1
+CUSTOMERS, SEED = 2_400, 1
 START = 1_767_571_200.0
 """Monday 5 January 2026, midnight UTC: program time, which the simulation advances as fast as it can."""
 
@@ -265,7 +265,7 @@ def _await(done: Callable[[], bool], *, process: "subprocess.Popen[bytes] | None
 
 def _await_champion(url: str, program: str) -> str:
     """Return the name of the policy that serves, once it is no longer the first one."""
-    served = {}
+    served: dict[str, str] = {}
 
     def swapped() -> bool:
         with urllib.request.urlopen(f"{url}/v1/programs/{program}", timeout=5.0) as answer:  # noqa: S310

@@ -66,6 +66,7 @@ class Row(NamedTuple):
     at: float
     low: float
     high: float
+    zero: float
 
 
 def lived(archive: Path, program: Program, *, most: int = 5_000) -> Statistics:
@@ -228,8 +229,8 @@ def _by_stage(program: Program, found: JourneyValues, what: str) -> list[Row]:
 
 
 def _rows(labels: list[str], estimate: Estimate, *, unit: str, say: Callable[[float], str]) -> list[Row]:
-    ends = np.concatenate([np.zeros(1), *estimate])
-    start, end = float(np.nanmin(ends)), float(np.nanmax(ends))
+    numbers = np.concatenate([np.zeros(1), *estimate])
+    start, end = float(np.nanmin(numbers)), float(np.nanmax(numbers))
     width = end - start or 1.0
 
     def at(value: float) -> float:
@@ -239,7 +240,8 @@ def _rows(labels: list[str], estimate: Estimate, *, unit: str, say: Callable[[fl
     for label, value, low, high in zip(labels, *(part.tolist() for part in estimate), strict=True):
         sure = math.isfinite(low)
         note = f"{say(low)} to {say(high)}" if sure else ""
-        rows.append(Row(label, f"{say(value)}{unit}", note, *map(at, (value, low, high) if sure else (value,) * 3)))
+        where = (value, low, high, 0.0) if sure else (value, value, value, 0.0)
+        rows.append(Row(label, f"{say(value)}{unit}", note, *map(at, where)))
     return rows
 
 

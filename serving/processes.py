@@ -49,6 +49,7 @@ def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) 
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=75,  # longer than clients and proxies keep an idle connection
             )
         finally:
             if follower is not None:

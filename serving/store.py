@@ -44,6 +44,9 @@ Word = str | bytes | int | float
 
 Some = TypeVar("Some")
 
+_SIMULATED = Salt("simulated", b"simulated customers keep nothing")
+"""The salt of a simulated store: nobody is to be kept from knowing its draws, so that a run can be repeated."""
+
 ATTEMPTS = 16
 """How often a change is tried again whose customer others change meanwhile."""
 
@@ -187,8 +190,7 @@ class Store:
             shards or (256 if info.get("cluster_enabled") == "1" else 1),
             int(simulated or False),
             secrets.token_bytes(32),
-            secrets.token_hex(4),
-            secrets.token_bytes(32),
+            *(_SIMULATED if simulated else Salt(secrets.token_hex(4), secrets.token_bytes(32))),
         )
         keys = [records.global_key("layout"), records.global_key("salts")]
         layout, salts = map(reads.pairs, await self.run("create", keys, fresh))

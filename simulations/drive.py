@@ -144,8 +144,21 @@ class _Calls(NamedTuple):
     turns: asyncio.Semaphore
 
     async def call(self, method: str, path: str, body: object) -> Any:
-        """Return what the service answers; ServiceError where it refuses."""
+        """Return what the service answers, asking again where a connection breaks: every call may be repeated.
+
+        Raises:
+            ServiceError: it refuses, or cannot be reached.
+        """
         data = msgspec.json.encode(body)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await self._once(method, path, data)
+            except aiohttp.ClientConnectionError as error:
+                if attempt == ATTEMPTS:
+                    raise ServiceError(f"{method} {path}: {error}; is the service at {self.url} still there?") from None
+            await asyncio.sleep(0.1 * 2**attempt)
+
+    async def _once(self, method: str, path: str, data: bytes) -> Any:
         async with self.turns, self.session.request(method, f"{self.url}{path}", data=data) as answer:
             text = await answer.read()
             if answer.status >= 300:
@@ -201,7 +214,10 @@ async def _decide(
 
 
 async def _report(calls: _Calls, population: Population, happened: Happenings) -> int:
-    """Report what happened, in order for each customer; return how many outcomes were accepted.
+    """Report what happened, in order for each customer; return how many outcomes the service said that it keeps.
+
+    An outcome is kept whether it was accepted or known already: what is reported twice, or again after a connection
+    broke, is one.
 
     Raises:
         ServiceError: an outcome was refused.
@@ -209,13 +225,11 @@ async def _report(calls: _Calls, population: Population, happened: Happenings) -
     ordered = happened.take(np.lexsort((happened.event, happened.at, happened.customer)))
     rows = (row for outcome in _outcomes(population, ordered) for row in outcome)
     batches = iter(lambda: list(islice(rows, OUTCOMES)), [])
-    accepted = 0
     for batch in batches:
         answer = await calls.call("POST", "/v1/outcomes", batch)
         if answer["errors"]:
             raise ServiceError(f"POST /v1/outcomes refused an outcome: {answer['errors'][0]}")
-        accepted += answer["accepted"]
-    return accepted
+    return len(happened)
 
 
 def _outcomes(population: Population, happened: Happenings) -> Iterator[list[dict[str, Any]]]:
