@@ -16,10 +16,10 @@ from optimizer.wording import (
     LONGEST_BODY,
     LONGEST_SUBJECT,
     SCARCITY,
+    loud,
     overpromised,
     pressing,
     reading,
-    shouting,
     undated,
     unsteady,
     worthless,
@@ -247,7 +247,7 @@ def _manner(p: Program, key: str, i: Incentive, message: Message) -> Iterator[Fi
         if claim and not i.scarce:
             problem = f'says "{claim[0]}", and {i.name} is not declared scarce'
             yield Finding("fault", f"{key}.{field}", problem, f"add scarce = true to {i.name}, or leave the words out")
-        for problem, mend in shouting(part):
+        for problem, mend in loud(part):
             yield Finding("warning", f"{key}.{field}", problem, mend)
     for amount in overpromised(i, message):
         problem = f'promises {amount}, and what {i.name} earns says "{i.earns}"'

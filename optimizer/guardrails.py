@@ -180,8 +180,10 @@ def _incentives(program: Program, cohort: Cohort, *, shared: Shared, day: Floats
     blocks = _Blocks(np.zeros((n, len(incentives)), dtype=np.uint8))
     blocks.add("stage", ~program.incentive_stages[cohort.stage])
     blocks.add("momentum", cohort.momentum[:, None] < program.min_momentum)
-    blocks.add("ladder", _too_high(program, cohort))
-    blocks.add("comeback", _not_away(program, cohort))
+    if len(program.upper_rungs):
+        blocks.add("ladder", _too_high(program, cohort))
+    if program.has_comebacks:
+        blocks.add("comeback", _not_away(program, cohort))
     blocks.add("segment", _segments(program, cohort, [i.barred_segments for i in incentives]))
     blocks.add("retired", np.broadcast_to([i.retired for i in incentives], blocks.codes.shape))
     complained = cohort.paused_until > cohort.at
@@ -205,14 +207,11 @@ def _too_high(program: Program, cohort: Cohort) -> Bools:
 
     Tried is what was delivered within the ladder's memory; it has sufficed where a macro-action came after.
     """
-    below, ladder = program.rungs_below, program.guardrails.ladder
-    high = np.zeros((len(cohort), len(below)), dtype=np.bool_)
-    above = np.flatnonzero(below.any(axis=1))
-    if not len(above):
-        return high
+    below, above, ladder = program.rungs_below, program.upper_rungs, program.guardrails.ladder
     age = cohort.at[:, None] - cohort.sent_at
     in_vain = (age >= ladder.waits) & (age <= ladder.memory) & (cohort.sent_at > cohort.last_macro[:, None])
     in_vain &= cohort.sent_incentive >= 0
+    high = np.zeros((len(cohort), len(below)), dtype=np.bool_)
     high[:, above] = ~(below[above][:, cohort.sent_incentive] & in_vain).any(axis=2).T
     return high
 

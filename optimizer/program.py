@@ -415,6 +415,11 @@ class Program(_Struct, frozen=True, dict=True):
         return below
 
     @cached_property
+    def upper_rungs(self) -> Ints:
+        """Which incentives have a rung below them: positions, shape (rungs,)."""
+        return np.flatnonzero(self.rungs_below.any(axis=1))
+
+    @cached_property
     def laddered(self) -> frozenset[str]:
         """The incentives that are on a ladder."""
         return frozenset(x.name for x in self.incentives if x.ladder)
@@ -427,6 +432,11 @@ class Program(_Struct, frozen=True, dict=True):
     def comebacks(self) -> Floats:
         """Shape (incentives,): seconds without a step that a comeback asks for; -inf for all other incentives."""
         return np.array([-np.inf if x.comeback_after is None else x.comeback_after for x in self.incentives])
+
+    @cached_property
+    def has_comebacks(self) -> bool:
+        """Whether any incentive is a comeback."""
+        return any(x.comeback_after is not None for x in self.incentives)
 
     @cached_property
     def longest_delay(self) -> float:

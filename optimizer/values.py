@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optimizer.actions import Floats
+from optimizer.actions import Bools, Floats
 from optimizer.customer import Customer, new_customer
 from optimizer.journey import follow, settle
 from optimizer.program import DAY, LAPSE, Program
@@ -78,7 +78,7 @@ class JourneyValues:
     Args:
         source: "log", "declared" (from what the program expects) or "unknown" (from nothing: all values are NaN).
         horizon: within how many days chances are meant.
-        values: (s,), what a customer in a stage is worth, in reward units, discounted.
+        values: (s,), what a customer in a stage is worth, in reward units, discounted; NaN where none was seen.
         chances: (s,), the chance to reach the goal within the horizon.
         stays: (s,), how many days a customer stays. drop_offs: (s,), share of those who leave that lapse.
         worths: (e,), what an event adds to the chance of the goal by where it leads; NaN where it leads nowhere.
@@ -123,11 +123,13 @@ def collect(program: Program, happened: Iterable[Happened], *, until: float, gro
 
 
 def _relive(program: Program, theirs: list[Happened], *, until: float, sums: Mapping[str, Floats]) -> None:
-    start, customer = theirs[0].at, new_customer(program, theirs[0].customer_id, at=theirs[0].at)
-    while start + DAY <= until:
-        end, begun = start + DAY, settle(program, customer, at=start)
-        today = [h for h in theirs if start <= h.at < end and program.event(h.event or "")]
-        customer, lapsed = _day(program, begun, today, end=end)
+    first = theirs[0].at
+    customer = new_customer(program, theirs[0].customer_id, at=first)
+    known = (h for h in theirs if h.event in program.event_index)
+    by_day = {day: list(some) for day, some in groupby(known, lambda h: int((h.at - first) // DAY))}
+    for day in range(int((until - first) // DAY)):
+        begun, today = settle(program, customer, at=first + day * DAY), by_day.get(day, [])
+        customer, lapsed = _day(program, begun, today, end=first + (day + 1) * DAY)
         a, b = program.stage_index[begun.stage], program.stage_index[customer.stage]
         sums["days"][a, b] += 1
         sums["goals"][a, b] += any(h.event == program.goal for h in today)
@@ -135,7 +137,6 @@ def _relive(program: Program, theirs: list[Happened], *, until: float, sums: Map
         for name in {str(h.event) for h in today}:
             sums["events"][a, program.event_index[name]] += 1
         sums["rewards"][a] += sum(_worth(program, h) for h in today)
-        start = end
 
 
 def _day(program: Program, customer: Customer, today: list[Happened], *, end: float) -> tuple[Customer, bool]:
@@ -183,22 +184,21 @@ def journey_values(
         statistics: of the log; None for what the program expects alone, which has no interval.
         horizon: within how many days the goal counts for chances.
         level: of the intervals.
-        prior: pseudo-days in each stage that go as the program expects, or stay where it expects nothing.
+        prior: pseudo-days in each stage that stay there and earn nothing, as in `journey.stage_values`.
     """
-    expected, events = _expected(program), _events(program)
     if statistics is None or not len(statistics.days):
-        courses = _courses(program, expected, events, horizon=horizon)
+        everywhere = np.ones(len(program.stages), dtype=np.bool_)
+        courses = _courses(program, _expected(program), _events(program), horizon=horizon, seen=everywhere)
         if any(stage.expects for stage in program.stages):
             return _judged(courses, source="declared", horizon=horizon, level=level)
         unknown = _Courses(*(np.full_like(x, np.nan) for x in courses))
         return _judged(unknown._replace(moves=courses.moves), source="unknown", horizon=horizon, level=level)
     weights = _weights(statistics)
-    chain = _averaged(statistics, weights, expected, prior=prior)
-    events = _sums(weights, statistics.events) + prior * events
-    courses = _courses(program, chain, events, horizon=horizon)
+    chain = _averaged(statistics, weights, prior=prior)
+    days = statistics.days.sum(axis=(0, 2))
+    courses = _courses(program, chain, _sums(weights, statistics.events), horizon=horizon, seen=days > 0)
     judged = _judged(courses, source="log", horizon=horizon, level=level)
-    seen = statistics.days.sum(axis=(0, 2))
-    return replace(judged, days=seen, customers=int(statistics.customers.sum()))
+    return replace(judged, days=days, customers=int(statistics.customers.sum()))
 
 
 def _weights(statistics: Statistics) -> Floats:
@@ -216,14 +216,14 @@ def _sums(weights: Floats, counts: Floats) -> Floats:
     return (weights @ counts.reshape(len(counts), -1)).reshape(len(weights), *counts.shape[1:])
 
 
-def _averaged(statistics: Statistics, weights: Floats, expected: _Chain, *, prior: float) -> _Chain:
-    moves = _sums(weights, statistics.days) + prior * expected.moves
+def _averaged(statistics: Statistics, weights: Floats, *, prior: float) -> _Chain:
+    moves = _sums(weights, statistics.days) + prior * np.eye(statistics.days.shape[1])
     days = moves.sum(axis=2)
     return _Chain(
         moves=moves / days[:, :, None],
-        goals=(_sums(weights, statistics.goals) + prior * expected.goals) / days[:, :, None],
-        lapses=(_sums(weights, statistics.lapses) + prior * expected.lapses) / days,
-        rewards=(_sums(weights, statistics.rewards) + prior * expected.rewards) / days,
+        goals=_sums(weights, statistics.goals) / days[:, :, None],
+        lapses=_sums(weights, statistics.lapses) / days,
+        rewards=_sums(weights, statistics.rewards) / days,
     )
 
 
@@ -267,18 +267,18 @@ class _Courses(NamedTuple):
     moves: Floats
 
 
-def _courses(program: Program, chain: _Chain, events: Floats, *, horizon: int) -> _Courses:
+def _courses(program: Program, chain: _Chain, events: Floats, *, horizon: int, seen: Bools) -> _Courses:
     s = len(program.stages)
     gamma = min(program.discount, _MOST_REMEMBERED)
     values = np.linalg.solve(np.eye(s) - gamma * chain.moves, chain.rewards[..., None])  # V = r + gamma P V
-    chances = _chances(chain, horizon=horizon)
+    chances = np.where(seen, _chances(chain, horizon=horizon), np.nan)
     leaving = 1.0 - chain.moves[:, range(s), range(s)]
     moving = (program.moves != np.arange(s)[:, None]) & np.array([e.name != program.goal for e in program.events])
     adds = np.where(moving, chances[:, program.moves] - chances[:, :, None], np.nan)
-    weights = np.where(moving, events + 1e-9, 0.0)  # the same for every stage where nobody has been seen
+    weights = np.where(np.isfinite(adds), events + 1e-9, 0.0)  # all alike where nobody did it
     with np.errstate(divide="ignore", invalid="ignore"):
         return _Courses(
-            values=values[..., 0].astype(np.float64),
+            values=np.where(seen, values[..., 0], np.nan),
             chances=chances,
             stays=np.where(leaving > 0.0, 1.0 / leaving, np.nan),
             drop_offs=np.where(leaving > 0.0, chain.lapses / leaving, np.nan),

@@ -46,7 +46,6 @@ REFUSED: dict[str, tuple[str, ...]] = {
         "guilt(?:y)?",
         "laz(?:y|iness)",
         "no excuses?",
-        "excuses",
         "disappoint(?:s|ed|ing|ment)?",
         "fail(?:ed|ing|ure|s)?",
         "let (?:us|me|them|yourself) down",
@@ -55,7 +54,6 @@ REFUSED: dict[str, tuple[str, ...]] = {
         "where have you been",
         "still (?:have not|haven't)",
     ),
-    "orders about": ("you (?:must|have to|need to|should|ought to)",),
     "promises what nobody can keep": (
         "guaranteed? (?:results?|success)",
         "no[- ]risk",
@@ -65,6 +63,9 @@ REFUSED: dict[str, tuple[str, ...]] = {
     ),
 }
 """What no message may do, and the phrases that do it, as regular expressions of whole words."""
+
+BOSSY = r"you (?:must|have to|need to|should|ought to)"
+"""What is not refused, and better said as an offer."""
 
 SCARCITY = (
     r"only \d+ (?:left|seats?|places?|spots?|remain(?:ing)?)",
@@ -153,7 +154,7 @@ def _syllables(word: str) -> int:
 
 
 def pressing(text: str, *, also: Sequence[str] = ()) -> Iterator[Complaint]:
-    """Yield what is wrong with the manner of a text: phrases that press, shame or order about, and the program's own.
+    """Yield what is wrong with the manner of a text: phrases that press, shame or frighten, and the program's own.
 
     >>> list(pressing("Hurry, the sale is on"))[0][0]
     'says "Hurry", which presses'
@@ -167,10 +168,16 @@ def pressing(text: str, *, also: Sequence[str] = ()) -> Iterator[Complaint]:
             yield f'says "{match[0]}", which guardrails.refused_phrases rules out', "say it in other words"
 
 
-def shouting(text: str) -> Iterator[Complaint]:
-    """Yield what is loud about a text: words in capitals, several exclamation marks."""
-    if loud := re.search(r"\b[A-Z]{4,}\b", text):
-        yield f'shouts "{loud[0]}"', "write it in small letters"
+def loud(text: str) -> Iterator[Complaint]:
+    """Yield what is loud about a text: orders, words in capitals, several exclamation marks.
+
+    >>> [problem for problem, _ in loud("You MUST see this")]
+    ['says "You MUST", which orders about', 'shouts "MUST"']
+    """
+    if match := re.search(rf"\b{BOSSY}\b", text, re.IGNORECASE):
+        yield f'says "{match[0]}", which orders about', "offer it: the choice is the reader's"
+    if shout := re.search(r"\b[A-Z]{4,}\b", text):
+        yield f'shouts "{shout[0]}"', "write it in small letters"
     if "!!" in text:
         yield 'shouts "!!"', "one exclamation mark is plenty"
 

@@ -213,25 +213,63 @@ def program_group() -> None:
     """Check and show programs."""
 
 
+@program_group.command("new")
+@click.argument("name")
+@click.option("--output", "target", type=click.Path(dir_okay=False, path_type=Path), help="Where to write it.")
+def program_new(name: str, target: Path | None) -> None:
+    """Write a commented program to start from, as NAME.toml."""
+    from optimizer import schema
+
+    path = target or Path(f"{name}.toml")
+    if path.exists():
+        raise ValueError(f"{path} exists already: name another file with --output")
+    path.write_text(schema.new(name), encoding="utf-8")
+    click.echo(f"wrote {path}; change it, then: nudge program check {path}")
+
+
+@program_group.command("schema")
+def program_schema() -> None:
+    """Print the JSON schema of programs, for editors."""
+    import json
+
+    from optimizer import schema
+
+    click.echo(json.dumps(schema.schema(), indent=2))
+
+
 @program_group.command("check")
 @program_argument
 @as_json
 def program_check(program: str, as_json: bool) -> None:
-    """Say what is wrong with a program: file, key and mend. Exit code 2 if anything is."""
-    from serving import output
+    """Say everything that is wrong with a program: file, key and mend. Exit code 2 if anything is."""
+    from optimizer import audit as auditing
+    from serving import output, programs, settings
 
-    parsed = found(program)
-    output.show({"program": parsed.name, "version": parsed.version, "faults": []}, as_json=as_json)
+    text, source = programs.text_of(program, folder=settings.load().programs)
+    found = auditing.check(text, source=source)
+    output.show(output.audited(found), as_json=as_json)
+    if not found.fit:
+        sys.exit(2)
 
 
 @program_group.command("show")
 @program_argument
+@click.option("--map", "target", type=click.Path(dir_okay=False, path_type=Path), help="Draw the journey in this file.")
+@click.option("--log", is_flag=True, help="Draw what the archived log shows, not what the program expects.")
 @as_json
-def program_show(program: str, as_json: bool) -> None:
-    """Show what a program declares: stages, events, actions, guardrails."""
+def program_show(program: str, target: Path | None, log: bool, as_json: bool) -> None:
+    """Show what a program declares; or draw its journey, worked back from the goal."""
     from serving import output
 
-    output.show(output.described(found(program)), as_json=as_json)
+    parsed = found(program)
+    if target is None:
+        output.show(output.described(parsed), as_json=as_json)
+        return
+    from serving import journey_map, settings
+
+    statistics = journey_map.lived(settings.load().archive, parsed, most=5_000) if log else None
+    target.write_text(journey_map.journey_map(parsed, statistics), encoding="utf-8")
+    click.echo(f"drew {target}")
 
 
 # ----------------------------------------------------------------------------------------------------- the simulation

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 
 from optimizer.engine import CHAMPION, HOLDOUT
@@ -329,7 +330,7 @@ def _periods(story: Story) -> Table:
 def _evaluation(story: Story) -> str:
     e = story.evaluation
     inside = "inside" if e.low <= e.truth <= e.high else "outside"
-    reasons = "".join(f"\n  - {reason}" for reason in story.reasons)
+    reasons = "".join(f"\n  - {escape(reason)}" for reason in story.reasons)
     return (
         f"\n[bold]Offline estimate[/bold] of {e.policy}, before it met a customer: {e.estimate:.3f} EUR a decision "
         f"[{e.low:.3f}, {e.high:.3f}], from {e.rounds:,} decisions; today's policy {e.today:.3f}.\n"

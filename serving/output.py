@@ -6,9 +6,11 @@ from contextlib import contextmanager
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from optimizer.audit import Audit
 from optimizer.program import DAY, Clock, Duration, Program
 
 Told = Callable[[str, int, int], None]
@@ -56,6 +58,18 @@ def described(program: Program) -> dict[str, object]:
         "tones": [{"tone": t.name, "title": t.title} for t in program.tones],
         "timings": [{"timing": t.name, "title": t.title} for t in program.timings],
         "guardrails": msgspec.to_builtins(program.guardrails, enc_hook=_as_declared),
+    }
+
+
+def audited(audit: Audit) -> dict[str, object]:
+    """Return what an audit found: each finding with its place and mend, and the share of touch points that hold up."""
+    return {
+        "fit": audit.fit,
+        **{part: audit.share(part) for part in ("relevance", "value", "call_to_action")},
+        "findings": [
+            {"severity": f.severity, "place": f"{f.file}: {f.key}", "problem": f.problem, "mend": f.mend}
+            for f in audit.findings
+        ],
     }
 
 
@@ -129,5 +143,5 @@ def _text(value: object) -> str:
         case list():
             text = ", ".join(map(_text, value))
         case _:
-            text = str(value)
+            text = escape(str(value))  # or rich would take [brackets] for its markup
     return text

@@ -21,11 +21,17 @@ def find(name: str, *, folder: Path) -> Program:
         ProgramError: what was found is not a program; each fault with file, key and mend.
         ValueError: nothing was found.
     """
+    text, source = text_of(name, folder=folder)
+    return Program.parse(text, source=source)
+
+
+def text_of(name: str, *, folder: Path) -> tuple[str, str]:
+    """Return a program's text and where it was found, as `find` looks for it; ValueError where it is nowhere."""
     for file in (Path(name), folder / f"{name}.toml"):
         if file.suffix == ".toml" and file.is_file():
-            return parse(file).program
+            return _text(file), str(file)
     if name in SHIPPED:
-        return Program.parse(read(name), source=f"{name}.toml")
+        return read(name), f"{name}.toml"
     own = sorted(f.stem for f in folder.glob("*.toml"))
     raise ValueError(
         f"no program {name!r}: expected a TOML file, one of {folder} ({', '.join(own) or 'empty'}),"
@@ -65,11 +71,15 @@ def load(folder: Path) -> dict[str, Source]:
 
 def parse(file: Path) -> Source:
     """Read a program from a file."""
+    text = _text(file)
+    return Source(Program.parse(text, source=str(file)), text)
+
+
+def _text(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ProgramError([Fault(str(file), "TOML", f"is not UTF-8 ({error})", "save it as UTF-8")]) from None
-    return Source(Program.parse(text, source=str(file)), text)
 
 
 def _shipped() -> list[tuple[str, str]]:

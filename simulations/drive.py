@@ -149,14 +149,15 @@ class _Calls(NamedTuple):
         Raises:
             ServiceError: it refuses, or cannot be reached.
         """
-        data = msgspec.json.encode(body)
-        for attempt in range(1, ATTEMPTS + 1):
+        data, attempt = msgspec.json.encode(body), 1
+        while True:
             try:
                 return await self._once(method, path, data)
             except aiohttp.ClientConnectionError as error:
                 if attempt == ATTEMPTS:
                     raise ServiceError(f"{method} {path}: {error}; is the service at {self.url} still there?") from None
             await asyncio.sleep(0.1 * 2**attempt)
+            attempt += 1
 
     async def _once(self, method: str, path: str, data: bytes) -> Any:
         async with self.turns, self.session.request(method, f"{self.url}{path}", data=data) as answer:

@@ -285,8 +285,8 @@ def _turns(happened: Happenings) -> list[Happenings]:
 def _follow(population: Population, journey: Journey, state: State, happened: Happenings) -> None:
     """What the service does with an outcome, settle and follow, for distinct customers (m,)."""
     _settle(population, journey, state, who=happened.customer, at=happened.at)
-    for event, consent in ((population.effects.leave, 0), (population.effects.join, 1)):
-        state.consent[happened.customer[happened.event == event]] = consent
+    for said, consent in ((population.effects.leave, 0), (population.effects.join, 1)):
+        state.consent[happened.customer[happened.event == said]] = consent
     happened = happened.take(happened.event < journey.declared)
     who, event, at = happened.customer, happened.event, happened.at
     _settle(population, journey, state, who=who, at=np.maximum(at, state.last_step[who]))
@@ -339,20 +339,20 @@ def observe(population: Population, state: State, *, rows: slice, day: int) -> C
     consent = state.consent[rows]
     return Cohort(
         at=asks,
-        stage=state.stage[rows],
+        stage=state.stage[rows].copy(),  # copies, because the state will move on
         momentum=decayed(state.steps, state.steps_since, program.momentum_half_life),
         dosage=decayed(state.nudges, state.nudges_since, program.dosage_half_life),
         streak=state.streak[rows].astype(np.float64),
         consented=np.where(consent == _CONSENT_UNKNOWN, program.guardrails.consent == "opt-out", consent == 1),
         zone=people.zone[rows],
-        sent_at=state.sent_at[rows],
-        sent_day=state.sent_day[rows],
-        sent_incentive=state.sent_incentive[rows],
-        paused_until=state.paused_until[rows],
+        sent_at=state.sent_at[rows].copy(),
+        sent_day=state.sent_day[rows].copy(),
+        sent_incentive=state.sent_incentive[rows].copy(),
+        paused_until=state.paused_until[rows].copy(),
         attributes={name: column[rows] for name, column in people.attributes.items()},
         zones=population.zones,
-        last_step=state.last_step[rows],
-        last_macro=state.last_macro[rows],
+        last_step=state.last_step[rows].copy(),
+        last_macro=state.last_macro[rows].copy(),
     )
 
 

@@ -92,7 +92,7 @@ class Population:
     def windows(self) -> Floats:
         """Shape (e,): seconds after a decision within which each event counts; 0 for one that is not declared."""
         undeclared = len(self.effects.events) - len(self.program.events)
-        return np.r_[self.program.windows, np.zeros(undeclared)]
+        return np.concatenate([self.program.windows, np.zeros(undeclared)])
 
     def name(self, customer: int) -> str:
         """Return the customer's id: the same in every run of a seed."""

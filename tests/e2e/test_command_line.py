@@ -4,17 +4,27 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 import pytest
 
 from optimizer.programs import read
 from serving.cli import main
 from tests.e2e.running import call as http
-from tests.e2e.running import nudge, nudge_json, served
+from tests.e2e.running import environment, nudge, nudge_json, served
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(main.commands)
+
+
+def check(file: Path, *, home: Path) -> Any:
+    """Return what `nudge program check` finds wrong with a file."""
+    command = [sys.executable, "-m", "serving.cli", "program", "check", str(file), "--json"]
+    done = subprocess.run(command, cwd=home, env=environment(home), capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    return msgspec.json.decode(done.stdout)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -41,9 +51,25 @@ def test_help_imports_none_of_the_heavy_libraries() -> None:
 def test_a_broken_program_ends_with_code_2_and_names_key_and_mend(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(read("small-wins").replace("cap_per_week", "cap_per_weak", 1))
-    said = nudge("program", "check", str(file), home=tmp_path, code=2)
-    assert "guardrails.cap_per_weak" in said
-    assert "mend its spelling" in said
+    found = check(file, home=tmp_path)
+    assert not found["fit"]
+    assert any("guardrails.cap_per_weak" in f["place"] and "spelling" in f["mend"] for f in found["findings"])
+    assert "cap_per_weak" in nudge("program", "show", str(file), home=tmp_path, code=2)
+
+
+def test_a_new_program_passes_the_check_and_names_each_fault_by_its_row(tmp_path: Path) -> None:
+    nudge("program", "new", "mine", home=tmp_path)
+    file = tmp_path / "mine.toml"
+    assert nudge_json("program", "check", str(file), home=tmp_path)["findings"] == []
+    assert "exists already" in nudge("program", "new", "mine", home=tmp_path, code=2)
+    file.write_text(file.read_text().replace('kind = "micro"', 'kind = "mikro"', 1))
+    (fault,) = [f for f in check(file, home=tmp_path)["findings"] if "mikro" in f["problem"]]
+    assert "events[" in fault["place"]
+
+
+def test_a_journey_is_drawn(tmp_path: Path) -> None:
+    nudge("program", "show", "small-wins", "--map", "map.html", home=tmp_path)
+    assert "<svg" in (tmp_path / "map.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("words", [("train",), ("evaluate",), ("audit",)])

@@ -151,7 +151,7 @@ OTHERS = (
     ("A small tip from", "A SMALL tip from", "messages.coach-tip.warm.subject", 'warning: shouts "SMALL"'),
     ("encore! Tie", "encore!! Tie", "messages.coach-tip.celebratory.body", 'warning: shouts "!!"'),
     ("No actors,", "Only 3 left,", "messages.community-story.playful.subject", 'fault: .*"Only 3 left".*scarce'),
-    ("You need not be fit", "You must be fit", "messages.community-story.encouraging.body", "fault: .*orders about"),
+    ("You need not be fit", "You must be fit", "messages.community-story.encouraging.body", "warning: .*orders about"),
     ("Everyone here was", "Shame: everyone was", "messages.community-story.encouraging.subject", "fault: .*shames"),
     ("Read the tip, one", "Read it or miss out, one", "incentives[coach-tip].earns", "fault: .*missing out"),
     (

@@ -154,11 +154,9 @@ def test_without_a_log_a_program_is_valued_by_what_it_expects() -> None:
     assert found.values.value[ACTIVE] > found.values.value[NEW] > 0
 
 
-def test_a_log_outweighs_what_was_expected() -> None:
-    seen = counts([[[1000, 0, 0], [0, 1000, 0], [0, 0, 1000]]])
-    assert journey_values(expecting(), seen).chances.value.max() < 0.005
-    few = counts([[[0, 0, 0], [0, 0, 0], [0, 0, 0]]])
-    assert journey_values(expecting(), few).chances.value == pytest.approx(journey_values(expecting()).chances.value)
+def test_a_log_replaces_what_was_expected() -> None:
+    seen = counts([[[9, 0, 0], [0, 9, 0], [0, 0, 9]]])
+    assert journey_values(expecting(), seen).chances.value.tolist() == [0, 0, 0]
 
 
 def test_the_same_log_gives_the_same_interval_and_more_customers_a_narrower_one() -> None:
