@@ -1,5 +1,6 @@
 """Which actions exist? The grid incentive x tone x timing, and `hold`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,10 +73,10 @@ class ActionSpace:
         """How many levels each factor has."""
         return len(self.incentives), len(self.tones), len(self.timings)
 
-    @property
+    @cached_property
     def k(self) -> int:
         """How many actions there are, hold included."""
-        return 1 + int(np.prod(self.shape))
+        return 1 + math.prod(self.shape)
 
     @property
     def d(self) -> int:

@@ -17,6 +17,7 @@ from policies.inputs import check, check_rounds
 from policies.layout import Layout, layout
 from policies.saved import Array, Saved
 from policies.squarecb import inverse_gap
+from policies.threads import one_thread
 
 _BOTH, _LEAF = -1, -2
 """In place of a column: a split on the action, of which both sides are wanted; a leaf."""
@@ -108,9 +109,7 @@ class Boosted:
         if not len(rounds):
             return
         check_rounds(self.space, rounds)
-        from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
-
-        with threadpool_limits(1):  # on busy cores, threads that wait for each other took thirty times as long
+        with one_thread():
             self._fit(rounds)
 
     def _fit(self, rounds: Rounds) -> None:

@@ -19,6 +19,7 @@ from optimizer.actions import ActionSpace, Floats, Ints
 from optimizer.policy import Rounds
 from policies.inputs import check_rounds
 from policies.layout import Layout, layout
+from policies.threads import one_thread
 
 FOLDS = 5
 _BLOCK = 2048
@@ -123,9 +124,10 @@ def summarise(space: ActionSpace, rounds: Rounds, *, half_life: float | None = N
     weights = np.ones(len(rounds)) if half_life is None else 2.0 ** ((rounds.at - as_of) / half_life)
     folds = rounds.customers.astype(np.intp) % FOLDS
     sums = _Sums(named)
-    for start in range(0, len(rounds), _BLOCK):
-        rows = start + np.argsort(folds[start : start + _BLOCK], kind="stable")
-        sums.add(rounds, rows=rows, weights=weights[rows], folds=folds[rows])
+    with one_thread():
+        for start in range(0, len(rounds), _BLOCK):
+            rows = start + np.argsort(folds[start : start + _BLOCK], kind="stable")
+            sums.add(rounds, rows=rows, weights=weights[rows], folds=folds[rows])
     return Statistics(named, half_life, as_of, _fingerprint(rounds), **sums.expanded())
 
 

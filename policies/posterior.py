@@ -10,6 +10,7 @@ import numpy as np
 from optimizer.actions import Floats, Floats32, Ints
 from policies.factored import FOLDS, Statistics
 from policies.layout import BIAS, GROUPS, PAIRS, Layout, Parameter
+from policies.threads import one_thread
 
 EXPECTED = np.array([0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.1, 0.1, 0.1])
 """Expected size of an effect by group of parameters, in standard deviations of the reward, before any data."""
@@ -80,7 +81,14 @@ def fit(statistics: Statistics) -> Posterior:
     Prior scales and noise are those of greatest marginal likelihood (MacKay 1992, eq. 4.10), under a weak prior that
     keeps a group from vanishing while the data say little about it.
     """
-    s, groups = statistics, statistics.layout.groups
+    import scipy.linalg  # noqa: F401  (brings a BLAS of its own, which is limited only if it is there)
+
+    with one_thread():
+        return _fit(statistics)
+
+
+def _fit(s: Statistics) -> Posterior:
+    groups = s.layout.groups
     column_scales = _column_scales(s)
     units = Prior(s.layout, np.empty(GROUPS), column_scales).units
     moments = _left_by_baseline(s, column_scales=column_scales, units=units)
@@ -176,10 +184,10 @@ def committee(posterior: Posterior, *, members: int, boldness: float) -> Floats3
     The generator is counter-based (Philox) and keyed by the rounds' fingerprint. A draw strays from the mean by
     `boldness` times what the posterior says.
     """
-    lower = boldness * np.linalg.cholesky(posterior.covariance)
-    key = f"{posterior.fingerprint}/{posterior.n:.6g}"
-    normals = _keyed(key).standard_normal((len(posterior.mean), members))
-    return (posterior.mean[:, None] + lower @ normals).astype(np.float32)
+    normals = _keyed(str(posterior.fingerprint)).standard_normal((len(posterior.mean), members))
+    with one_thread():
+        strayed = np.linalg.cholesky(posterior.covariance) @ normals
+    return (posterior.mean[:, None] + boldness * strayed).astype(np.float32)
 
 
 def mean_for(to: Layout, mean: Floats, *, of: Layout) -> Floats:

@@ -317,12 +317,12 @@ def _periods(story: Story) -> Table:
     table.add_column("policy")
     for name in ("reward", "upgraded", "nudges", "opted out"):
         table.add_column(name, justify="right")
-    words = {"before": "1-2, over HTTP", "after": "3-4, over HTTP", "instead": "3-4, had it been"}
+    words = {"before": "1-2, over HTTP", "after": "3-4, over HTTP", "instead": "3-4, beside"}
     for p in story.periods:
         figures = (f"{p.reward:.2f} EUR", f"{p.conversion:.1%}", f"{p.nudges:.1f}", f"{p.opted_out:.1%}")
         table.add_row(words[p.name], p.policy, *figures, style="bold" if p.measured else "dim")
     table.caption = (
-        "Had it been: the same customers from the same day on, simulated beside; every policy explores a little."
+        "Beside: the same customers from the same day on, simulated under another policy (which explores a little)."
     )
     return table
 

@@ -221,7 +221,8 @@ def _reasons(verdict: Verdict) -> list[str]:
     """Return one reason a candidate, the challenger's first, with what would mend it."""
     first = {r.target: r for r in reversed(verdict.reasons)}
     ordered = sorted(first.values(), key=lambda r: r.target != verdict.challenger)
-    return [f"{r.text}; {r.mend}" if r.mend else r.text for r in ordered]
+    texts = [f"{r.target}: {r.text}" if r.code == "check failed" else r.text for r in ordered]
+    return [f"{text}; {r.mend}" if r.mend else text for text, r in zip(texts, ordered, strict=True)]
 
 
 def _valued(score: Score) -> Valued:

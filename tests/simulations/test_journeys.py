@@ -1,0 +1,184 @@
+"""What simulated customers look like to the policy is what the service would have kept of each of them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from optimizer.actions import HOLD, Floats
+from optimizer.customer import (
+    Cohort,
+    Customer,
+    Sent,
+    cohort,
+    deliveries,
+    encode,
+    features,
+    local_day,
+    new_customer,
+    utc_offset,
+)
+from optimizer.journey import follow, receive, settle
+from optimizer.program import DAY, Program
+from optimizer.programs import read
+from policies.fixed import Uniform
+from simulations.journeys import Happenings, arrive
+from simulations.population import Population, populate
+from simulations.rollout import Asking, Run, ask, facing, live, rollout, slots, sole
+from simulations.worlds import WORLDS
+from tests.small_program import small
+
+START = 1_774_569_600.0
+"""Midnight UTC before the clocks go forward in Europe, on 29 March 2026, with some days to go."""
+
+LADDER = """
+[guardrails]
+consent = "opt-out"
+cap_per_day = 1
+cap_per_week = 4
+cooldown = "12h"
+budget = { amount = 40, period = "1w" }
+"""
+
+
+def _programs() -> list[Program]:
+    shipped = Program.parse(read("fitness-coaching"), source="fitness-coaching.toml")
+    return [small(LADDER), shipped]
+
+
+class _Service:
+    """Keeps customers one at a time, with the domain's own functions."""
+
+    def __init__(self, population: Population) -> None:
+        self.population = population
+        self.program = population.program
+        self.customers = [self._introduced(i) for i in range(len(population))]
+
+    def _introduced(self, i: int) -> Customer:
+        new = new_customer(self.program, self.population.name(i), at=self.population.start)
+        zone = self.population.zones[self.population.people.zone[i]]
+        return Customer(
+            customer_id=new.customer_id,
+            enrolled_at=new.enrolled_at,
+            stage=new.stage,
+            time_zone=zone,
+            attributes=self.population.attributes_of(i),
+        )
+
+    def report(self, batches: list[Happenings]) -> None:
+        if not batches:
+            return
+        names = (*self.population.effects.events, "shown")
+        happened = Happenings.concatenate(batches)
+        ordered = happened.take(np.lexsort((happened.event, happened.at, happened.customer)))
+        for who, event, at, value in zip(
+            ordered.customer.tolist(), ordered.event.tolist(), ordered.at.tolist(), ordered.value.tolist(), strict=True
+        ):
+            settled = settle(self.program, self.customers[who], at=at)
+            reported = None if np.isnan(value) else value
+            self.customers[who] = follow(self.program, settled, names[event], at=at, value=reported)
+
+    def ask(self, asking: Asking) -> None:
+        people = range(asking.rows.start, asking.rows.stop)
+        for i, at in zip(people, asking.cohort.at.tolist(), strict=True):
+            self.customers[i] = settle(self.program, self.customers[i], at=at)
+
+    def receive(self, asking: Asking, run: Run, *, deliver_at: Floats) -> None:
+        actions = run.history.actions[asking.day - run.first, asking.rows]
+        space = self.program.space
+        for row in np.flatnonzero(actions != HOLD).tolist():
+            who, nudge = row + asking.rows.start, space.nudge(int(actions[row]))
+            assert nudge is not None
+            at = float(deliver_at[row, space.timings.index(nudge.timing)])
+            sent = Sent(
+                decision_id="d",
+                incentive=nudge.incentive,
+                deliver_at=at,
+                day=local_day(at, utc_offset(self.customers[who].time_zone, at)),
+                cost=0,
+                period=0,
+                expires_at=at,
+            )
+            self.customers[who] = receive(self.program, self.customers[who], sent)
+
+
+@pytest.mark.parametrize("program", _programs(), ids=lambda p: p.name)
+def test_columns_are_what_the_service_keeps_of_each_customer(program: Program) -> None:
+    population = populate(program, WORLDS["fatigue"], customers=40, seed=3, start=START)
+    run = rollout(population, sole(Uniform(program.space)), days=30, logged=False)
+    service, stages = _Service(population), set()
+    for turn in _days(run, service):
+        service.ask(turn)
+        kept = [service.customers[i] for i in range(turn.rows.start, turn.rows.stop)]
+        theirs = cohort(program, kept, at=turn.cohort.at.tolist())
+        ours, expected = (encode(program, features(program, c)) for c in (turn.cohort, theirs))
+        np.testing.assert_allclose(ours, expected, atol=1e-9, err_msg=f"day {turn.day}")
+        for name in ("consented", "paused_until", "last_step", "last_macro", "streak", "stage"):
+            np.testing.assert_array_equal(getattr(turn.cohort, name), getattr(theirs, name), err_msg=name)
+        assert _nudges(turn.cohort) == _nudges(theirs)
+        stages |= set(turn.cohort.stage.tolist())
+        service.receive(turn, run, deliver_at=deliveries(program, turn.cohort)[0])
+    assert len(stages) == len(program.stages), "the run should have visited every stage"
+
+
+def _days(run: Run, service: _Service) -> Iterator[Asking]:
+    """Live a run again, and tell the service what reaches the population's own copy before each ask."""
+    population, state = run.population, run.begin.copy()
+    for day in range(run.first, run.first + run.days):
+        for rows in slots(population, day=day, size=16):
+            due = state.due(rows=rows, day=day - 1)
+            for batch in due:
+                state.keep(batch, rows=rows, day=day - 1)
+            service.report(due)
+            asking = ask(population, state, rows=rows, day=day)
+            yield asking
+            now = facing(asking, deliveries(population.program, asking.cohort)[0])
+            live(asking, now, run.history.actions[day - run.first, rows])
+
+
+def _nudges(rows: Cohort) -> list[list[tuple[float, int, int]]]:
+    """Return the nudges that each customer is known to have been sent, in order: when, which day, which incentive."""
+    columns = (rows.sent_at.tolist(), rows.sent_day.tolist(), rows.sent_incentive.tolist())
+    return [sorted(n for n in zip(*row, strict=True) if n[0] > -np.inf) for row in zip(*columns, strict=True)]
+
+
+def test_two_happenings_of_a_customer_arrive_in_order_of_time() -> None:
+    program = small()
+    population = populate(program, WORLDS["demo"], customers=1, seed=1, start=START)
+    run = rollout(population, sole(Uniform(program.space)), days=1, logged=False)
+    state, ask = run.begin.copy(), float(population.asks(1)[0])
+    index = program.event_index
+    later, sooner = (ask - 3_600.0, index["upgraded"]), (ask - 7_200.0, index["step"])
+    batch = Happenings(
+        customer=np.zeros(2, dtype=np.intp),
+        event=np.array([later[1], sooner[1]]),
+        at=np.array([later[0], sooner[0]]),
+        value=np.full(2, np.nan),
+        twice=np.zeros(2, dtype=np.bool_),
+        serial=np.zeros(2, dtype=np.intp),
+    )
+    state.pending.clear()
+    state.keep(batch, rows=slice(0, 1), day=0)
+    arrive(population, state, rows=slice(0, 1), day=1)
+    assert state.last_step[0] == later[0]
+    assert state.steps_since[0] == later[0]
+    assert state.counts[0, [index["step"], index["upgraded"]]].tolist() == [1, 1]
+    assert state.last_macro[0] == later[0]
+
+
+def test_history_leads_to_every_stage_that_events_lead_to() -> None:
+    program = Program.parse(read("fitness-coaching"), source="fitness-coaching.toml")
+    population = populate(program, WORLDS["demo"], customers=400, seed=2, start=START)
+    run = rollout(population, sole(Uniform(program.space)), days=1, logged=False)
+    reached = {program.stages[i].name for i in run.history.stages[0].tolist()}
+    assert reached == {s.name for s in program.stages}
+    assert run.history.happened.at.min() >= population.start, "history is no outcome of the run"
+
+
+def test_a_day_is_local_across_the_change_of_clocks() -> None:
+    population = populate(small(), WORLDS["demo"], customers=50, seed=1, start=START)
+    moments = START + np.arange(0.0, 4 * DAY, 900.0)
+    for customer in range(50):
+        zone = population.zones[population.people.zone[customer]]
+        expected = [t + utc_offset(zone, t) for t in moments.tolist()]
+        np.testing.assert_array_equal(population.local(np.full(len(moments), customer), moments), expected)
