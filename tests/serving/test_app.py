@@ -367,6 +367,16 @@ async def test_a_customer_may_be_called_anything(client: Client, customer_id: st
 # Races.
 
 
+async def _spend(client: Client, number: int) -> Any:
+    """Ask for a coupon or nothing, and again with the same id while a busy machine answers degraded holds."""
+    for _ in range(20):
+        ask = {"decision_id": f"spend-{number}", "program": "tight", "only": {"incentive": ["coupon"]}}
+        decision = await client.decide(f"spender-{number}", **ask)
+        if not decision["degraded"]:
+            return decision
+    raise AssertionError("the service went on answering degraded holds")
+
+
 async def test_fifty_asks_at_once_through_two_processes_never_overspend(
     client: Client, home: Path, store_url: str
 ) -> None:
@@ -374,13 +384,10 @@ async def test_fifty_asks_at_once_through_two_processes_never_overspend(
     with running(Settings(home=home, redis_url=store_url)) as other:
         async with aiohttp.ClientSession(other.url) as session:
             both = (client, Client(session))
-            asked = [
-                both[i % 2].decide(f"spender-{i}", program="tight", only={"incentive": ["coupon"]}) for i in range(100)
-            ]
-            decisions = await asyncio.gather(*asked)
+            decisions = await asyncio.gather(*(_spend(both[i % 2], i) for i in range(100)))
     coupons = [d for d in decisions if nudged(d)]
     assert len(coupons) == 3
-    assert {d["hold_reason"] for d in decisions if not nudged(d)} <= {"chosen", "request", "degraded"}
+    assert {d["hold_reason"] for d in decisions if not nudged(d)} <= {"chosen", "request"}
     late = await client.ask("POST", "/v1/decide/dry-run", {"program": "tight", "customer_id": "latecomer"})
     assert late.json["blocked"]["incentive=coupon"] == "budget"
 

@@ -22,7 +22,7 @@ from optimizer.journey import follow, receive, settle
 from optimizer.program import DAY, Program
 from optimizer.programs import read
 from policies.fixed import Uniform
-from simulations.journeys import Happenings, arrive
+from simulations.journeys import Happenings, arrive, beginning
 from simulations.population import Population, populate
 from simulations.rollout import Asking, Run, ask, facing, live, rollout, slots, sole
 from simulations.worlds import WORLDS
@@ -164,6 +164,29 @@ def test_two_happenings_of_a_customer_arrive_in_order_of_time() -> None:
     assert state.steps_since[0] == later[0]
     assert state.counts[0, [index["step"], index["upgraded"]]].tolist() == [1, 1]
     assert state.last_macro[0] == later[0]
+
+
+def test_a_nudge_that_is_shown_lets_a_lapse_be_noticed_as_in_the_service() -> None:
+    program = Program.parse(read("fitness-coaching"), source="fitness-coaching.toml")
+    population = populate(program, WORLDS["demo"], customers=1, seed=1, start=START)
+    state, ask, shown = beginning(population), float(population.asks(40)[0]), len(population.effects.events)
+    state.pending.clear()
+    state.stage[0], state.last_step[0] = program.stage_index["advocate"], ask - 30 * DAY
+    batch = Happenings(
+        customer=np.zeros(1, dtype=np.intp),
+        event=np.array([shown]),
+        at=np.array([ask - 3_600.0]),
+        value=np.full(1, np.nan),
+        twice=np.zeros(1, dtype=np.bool_),
+        serial=np.full(1, 39),
+    )
+    state.keep(batch, rows=slice(0, 1), day=39)
+    arrive(population, state, rows=slice(0, 1), day=40)
+    kept = Customer(customer_id="c", enrolled_at=START, stage="advocate", last_step_at=ask - 30 * DAY)
+    kept = follow(program, settle(program, kept, at=ask - 3_600.0), "shown", at=ask - 3_600.0)
+    kept = settle(program, kept, at=ask)
+    assert kept.stage == "at-risk"
+    assert program.stages[state.stage[0]].name == kept.stage
 
 
 def test_history_leads_to_every_stage_that_events_lead_to() -> None:

@@ -1,12 +1,15 @@
 """Simulated customers follow from the seed alone, and only attributes show who they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from msgspec.structs import replace as replaced
 
 from optimizer.actions import Floats
 from optimizer.program import Program
 from optimizer.programs import SHIPPED, read
-from simulations.effects import effects
+from simulations.effects import Draws, effects
 from simulations.population import Population, populate
 from simulations.worlds import WORLDS, World
 from tests.small_program import small
@@ -73,9 +76,7 @@ def test_part_of_activity_is_shown_by_no_attribute() -> None:
 def test_a_level_does_the_same_whatever_other_levels_there_are() -> None:
     program, world = small(), WORLDS["pairwise"]
     whole = effects(program, world, seed=7)
-    from msgspec.structs import replace
-
-    rest = replace(program, tones=program.tones[1:], incentives=program.incentives[::-1])
+    rest = replaced(program, tones=program.tones[1:], incentives=program.incentives[::-1])
     part = effects(rest, world, seed=7)
     for index, name in enumerate(rest.space.names[1:], start=1):
         same = program.space.names.index(name)
@@ -90,15 +91,24 @@ def test_effects_of_another_seed_are_others() -> None:
     assert np.abs(one - two).max() > 0.1
 
 
-def test_about_the_declared_share_of_levels_does_nothing() -> None:
-    program, world = _fitness(), WORLDS["demo"]
-    drawn = [effects(program, world, seed=seed) for seed in range(40)]
-    free = [i for i, x in enumerate(program.incentives) if x.cost == 0]
-    shifts = [e.shift[0, 1:].reshape(program.space.shape) for e in drawn]
-    cells = np.array([[s[i, 0, 0] - s[:, 0, 0].min() for i in free] for s in shifts])
-    assert cells.std() > 0
-    nothing = np.mean([np.mean(np.isclose(s[free].std(axis=2), 0.0)) for s in shifts])
-    assert 0.0 <= nothing <= 1.0
+def test_levels_do_nothing_or_harm_as_often_as_the_world_says() -> None:
+    world = replace(WORLDS["demo"], null=0.55, harm=0.2)
+    does = np.array([Draws(3, world).level(2.0, "tone", f"level {i}") for i in range(4_000)])
+    assert (does == 0).mean() == pytest.approx(0.55, abs=4 * np.sqrt(0.55 * 0.45 / 4_000))
+    some = does[does != 0]
+    assert (some < 0).mean() == pytest.approx(0.2, abs=4 * np.sqrt(0.2 * 0.8 / len(some)))
+    assert 1.0 <= np.abs(some).min() < 1.05
+    assert 2.95 < np.abs(some).max() <= 3.0
+
+
+def test_each_level_of_each_factor_has_an_effect_of_its_own() -> None:
+    program = _fitness()
+    world = replace(WORLDS["demo"], null=0.0, timing=1.0, tone=1.0, incentive=1.0, affinity=0.5)
+    found = effects(program, world, seed=1)
+    grid = found.shift[0, 1:].reshape(program.space.shape)
+    assert len(np.unique(grid[0, 0])) == len(program.timings)
+    assert len(np.unique(grid[:, 0, 0] + found.priced[0])) == len(program.incentives)
+    assert len(np.unique(found.tones)) == found.tones.size
 
 
 def test_names_are_found_again_and_others_refused() -> None:

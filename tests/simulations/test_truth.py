@@ -15,10 +15,10 @@ from optimizer.program import DAY, Experiment, Program
 from optimizer.programs import read
 from policies.fixed import FixedNudge, Hold, Rules, Uniform
 from simulations.journeys import Happenings
-from simulations.log import History, rewards
+from simulations.log import History, rewards, worths
 from simulations.population import Population, populate
-from simulations.rollout import SALT, Asking, Run, ask, facing, live, replay, rollout, sole, waiting
-from simulations.truth import Rows, Scored, best, scores, true_rewards, truth
+from simulations.rollout import SALT, Asking, Run, ask, facing, live, replay, rollout, sole, standings, waiting
+from simulations.truth import Rows, Scored, _Day, best, scores, true_rewards, truth
 from simulations.worlds import WORLDS, World
 from tests.small_program import small
 
@@ -97,6 +97,18 @@ def _asked(run: Run, found: Ints) -> tuple[Floats, Bools, Floats]:
     """Return what a policy is asked about some of the rounds."""
     rounds = run.rounds.take(found)
     return rounds.contexts, rounds.allowed, rounds.prices(run.population.program.space)
+
+
+def test_what_was_set_off_before_counts_where_it_comes_within_the_windows() -> None:
+    run, day = _run(WORLDS["delayed"]), 3
+    known = _Day(run, LOGGING, day, [_turn(run, day)], standings(run)).known
+    happened, population = run.history.happened, run.population
+    asks = population.asks(day)[happened.customer]
+    inside = (happened.at >= asks) & (happened.at < asks + population.windows[happened.event])
+    earlier = happened.take(inside & (happened.serial < day) & (happened.event < len(PROGRAM.events)))
+    expected = np.bincount(earlier.customer, weights=worths(PROGRAM, earlier), minlength=len(population))
+    assert (expected > 0).sum() > 10
+    np.testing.assert_allclose(known, expected)
 
 
 def test_more_forks_leave_less_to_chance_and_the_error_says_so() -> None:

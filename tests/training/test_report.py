@@ -143,6 +143,8 @@ def shoot(chromium: str, file: Path, *, width: int, height: int = 900) -> Pixels
     """Return a page as the browser shows it (height, width, 3)."""
     shot = file.with_suffix(f".{width}.png")
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    # In one process a frame is painted with its page; in a process of its own the picture may be taken without it.
+    quiet.append("--disable-features=IsolateSandboxedIframes,IsolateOrigins,site-per-process")
     profile = f"--user-data-dir={file.parent / 'profile'}"
     size = [f"--window-size={width},{height}", f"--screenshot={shot}"]
     subprocess.run(
