@@ -102,8 +102,8 @@ def test_habit_and_fatigue_and_repetition_damp_what_a_nudge_does() -> None:
         changed = state.copy()
         for name, value in columns.items():
             getattr(changed, name)[:] = value
-        turn = _turn(run, 6)
-        return facing(turn._replace(state=changed, rows=rows), now.deliver_at).appeal(actions, channel=STEP)
+        found = facing(_turn(run, 6)._replace(state=changed, rows=rows), now.deliver_at)
+        return found.appeal(actions, channel=STEP) + found.weariness  # what wears on the day's steps is told apart
 
     rested = appeal(fatigue=0.0, habit=0.0, incentive_day=-np.inf, tone_day=-np.inf)
     loved = rested > 0

@@ -78,7 +78,7 @@ def test_the_truth_is_what_lived_courses_earn_on_average(world: str) -> None:
     """150 courses of 400 customers, counted outcome by outcome, agree within four standard errors."""
     declared = small()
     program = replaced(declared, incentives=tuple(replaced(i, stock=None) for i in declared.incentives))
-    lively = replace(WORLDS[world], lost=0.1, leaving=0.05, goal=0.05)
+    lively = replace(WORLDS[world], lost=0.1, leaving=0.05, goal=0.05, lift=1.0)
     population = populate(program, lively, customers=400, seed=9, start=START)
     logging, day = sole(Uniform(program.space)), 3
     run = rollout(population, logging, days=7)
