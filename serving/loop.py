@@ -5,6 +5,7 @@ another machine.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from training import train as training
 from training.evaluate import Evaluation, Progress, Score, Target
 from training.promotion import Verdict
 from training.registry import Registered, Registry
+
+_LOG = logging.getLogger("nudge.follow")
 
 POLL_SECONDS = 5.0
 """How often the follower looks at the aliases in MLflow."""
@@ -75,6 +78,16 @@ class Valued(msgspec.Struct, frozen=True, kw_only=True):
     lift_high: float
 
 
+class Estimated(msgspec.Struct, frozen=True, kw_only=True):
+    """What one estimator says of a policy's value per decision, with its interval, clustered by customer."""
+
+    policy: str
+    estimator: str
+    value: float
+    low: float
+    high: float
+
+
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
     """What an evaluation found, and where its page is."""
 
@@ -87,6 +100,7 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
     decisions_seen: int
     matured_share: float
     values: list[Valued]
+    estimates: list[Estimated]
     reasons: list[str]
     failed_checks: list[str]
 
@@ -212,6 +226,11 @@ def _evaluated(found: Evaluation, verdict: Verdict, *, run: str) -> Evaluated:
         decisions_seen=found.decisions_seen,
         matured_share=found.matured_share,
         values=[_valued(score) for score in found.scores],
+        estimates=[
+            Estimated(policy=score.name, estimator=name, value=e.value, low=e.low, high=e.high)
+            for score in found.scores
+            for name, e in score.estimates.items()
+        ],
         reasons=_reasons(verdict),
         failed_checks=[f"{c.target or 'log'}: {c.finding}" for c in found.checks if c.status == "fail"],
     )
@@ -303,7 +322,13 @@ def follow(names: Sequence[str], *, once: bool = False) -> None:
         s.program for s in programs.load(given.programs).values()
     ]
     while True:
-        publish_now(served)
+        try:
+            publish_now(served)
+        except Exception:
+            if once:
+                raise
+            # MLflow or the store may be away for a while: the service goes on with what it has, and so does this.
+            _LOG.warning("could not look at the champions", exc_info=True)
         if once:
             return
         time.sleep(POLL_SECONDS)
