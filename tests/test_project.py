@@ -105,7 +105,7 @@ def test_no_file_names_a_registry_or_a_path_of_a_machine() -> None:
 
 def test_a_registry_or_a_path_of_a_machine_would_be_found(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    file.write_text(f"https://{HOSTS[0]}/simple\ncd /{'home'}/ada/nudge\nGET /work-outs and {{root}}/work/\n")
+    file.write_text(f"https://{HOSTS[0]}/simple\ncd /{'home'}/ada/nudge\nGET /work-outs and {{root}}/{'work'}/\n")
 
     assert list(places(file)) == [f"line 1 names {HOSTS[0]}", f"line 2 names /{'home'}/ada/"]
 
