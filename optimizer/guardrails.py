@@ -123,15 +123,6 @@ class Guarded:
                 found[row][keys[level]] = RULES[code]
         return found
 
-    def hold_rule(self, row: int) -> str | None:
-        """Return the rule that leaves only hold, or None where a nudge is allowed."""
-        if self.nudge[row]:
-            return RULES[self.nudge[row]]
-        for codes in (self.timing[row], self.incentive[row], self.tone[row]):
-            if codes.all():
-                return RULES[int(np.bincount(codes).argmax())]
-        return None
-
 
 @dataclass
 class _Blocks:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from optimizer.actions import Floats, Ints
+from optimizer.actions import Floats
 from optimizer.customer import WEEK_SLOTS, Customer, Sent, local_day, utc_offset
 from optimizer.program import DAY, Event, Milestone, Program
 
@@ -164,8 +164,3 @@ def stage_values(program: Program, *, transitions: Floats, rewards: Floats, prio
     gamma = min(program.discount, 0.999)
     values: Floats = np.linalg.solve(np.eye(len(counts)) - gamma * chain, rewards / days)
     return values
-
-
-def next_stage(program: Program, stage: Ints, event: Ints) -> Ints:
-    """Return the stage (n,) after an event (n,), by index; -1 means no event."""
-    return np.where(event >= 0, program.moves[stage, event], stage).astype(np.intp)
