@@ -45,7 +45,7 @@ soak: $(READY)  ## the long tests under faults, then their results
 	$(BIN)/python -m pytest -m soak -s --timeout=0 $(PYTEST_ARGS)
 	@$(BIN)/python -m benchmarks --show
 
-lock: $(READY)  ## pin what requirements*.in ask for, with hashes (UPGRADE=--upgrade for newer versions)
+lock: $(BIN)/uv  ## pin what requirements*.in ask for, with hashes (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) $(UPGRADE) requirements.in -o requirements.txt
 	$(COMPILE) $(UPGRADE) requirements-dev.in -o requirements-dev.txt
 
@@ -70,3 +70,8 @@ $(READY): requirements-dev.txt pyproject.toml
 	@$(BIN)/python -m pip install -q -q --no-deps --no-build-isolation --disable-pip-version-check --no-input -e .
 	@$(BIN)/python -m pip check
 	@touch $(READY)
+
+# Locking must not need what it is about to lock.
+$(BIN)/uv:
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-input uv
