@@ -125,6 +125,13 @@ def _milestones(p: "Program") -> Iterator[Finding]:
             yield f"milestones[{m.name}]", "needs either event and count, or streak", "give one of the two"
         elif m.event is not None:
             yield from _unknown(f"milestones[{m.name}].event", [m.event], p.event_index)
+        yield from _unknown(f"milestones[{m.name}].streak_of", m.streak_of, _steps(p))
+        if m.streak_of and m.streak is None:
+            yield f"milestones[{m.name}].streak_of", "has no streak", "add streak = 7, or remove it"
+
+
+def _steps(p: "Program") -> list[str]:
+    return [e.name for e in p.events if e.kind != "signal"]
 
 
 def _rules(p: "Program") -> Iterator[Finding]:

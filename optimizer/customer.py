@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -21,6 +22,12 @@ _QUARTER = 900.0
 """Zone offsets only ever change on a quarter of an hour."""
 
 Columns = Mapping[str, npt.NDArray[np.generic]]
+
+HALF_LIFE = 28 * DAY
+"""After so long half of the steps that taught a customer's own hour are forgotten."""
+
+LEAST_STEPS, LEAST_AGREEMENT = 2.5, 0.5
+"""From how many steps an hour is learned, and how well they must agree: 1 at one hour, 0 at all hours alike."""
 
 _OMITTED = np.empty(0)
 
@@ -48,7 +55,64 @@ class Decayed(msgspec.Struct, frozen=True, array_like=True):
         return Decayed(self.level + amount * 2.0 ** (-(self.since - at) / half_life), self.since)
 
 
-class Sent(msgspec.Struct, frozen=True, kw_only=True):
+class Streak(msgspec.Struct, frozen=True, array_like=True):
+    """Days in a row: how many up to `day`, and the most there ever were.
+
+    >>> Streak().on(7).on(8).on(8), Streak(2, 8, 2).on(10)
+    (Streak(days=2, day=8, longest=2), Streak(days=1, day=10, longest=2))
+    """
+
+    days: int = 0
+    day: int = -1
+    longest: int = 0
+
+    def on(self, day: int) -> "Streak":
+        """Return the streak with a step on a day; one on an earlier day changes nothing."""
+        if day <= self.day:
+            return self
+        days = self.days + 1 if day == self.day + 1 else 1
+        return Streak(days, day, max(days, self.longest))
+
+
+class Hours(msgspec.Struct, frozen=True, array_like=True):
+    """At which time of day a customer takes steps: a decayed sum of points on the clock's face.
+
+    >>> evenings = Hours()
+    >>> for day in range(3):
+    ...     evenings = evenings.plus(18.0, at=day * DAY)
+    >>> round(evenings.hour(at=2 * DAY), 3), Hours().plus(18.0, at=0.0).hour(at=0.0)
+    (18.0, None)
+    """
+
+    x: float = 0.0
+    y: float = 0.0
+    steps: float = 0.0
+    since: float = 0.0
+
+    def plus(self, hour: float, *, at: float) -> "Hours":
+        """Return the sum with a step at an hour of the customer's own clock; a late report counts as much as it has."""
+        fade, late = 2.0 ** (-max(at - self.since, 0.0) / HALF_LIFE), 2.0 ** (-max(self.since - at, 0.0) / HALF_LIFE)
+        angle = hour * math.tau / 24.0
+        x, y = self.x * fade + math.cos(angle) * late, self.y * fade + math.sin(angle) * late
+        return Hours(x, y, self.steps * fade + late, max(at, self.since))
+
+    def hour(self, *, at: float) -> float | None:
+        """Return the mean hour (circular), or None where steps are too few or come at all hours."""
+        steps = self.steps * 2.0 ** (-max(at - self.since, 0.0) / HALF_LIFE)
+        if steps < LEAST_STEPS or math.hypot(self.x, self.y) < LEAST_AGREEMENT * self.steps:
+            return None
+        return math.atan2(self.y, self.x) * 24.0 / math.tau % 24.0
+
+
+class Trigger(msgspec.Struct, frozen=True, array_like=True):
+    """What asks for the next decision at once: the event, when it happened, and why."""
+
+    event: str
+    at: float
+    reason: Literal["quick_win", "comeback", "milestone", "signal"]
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A nudge that this customer received or is about to: what caps, cooldown and reservations look at."""
 
     decision_id: str
@@ -59,6 +123,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     period: int
     expires_at: float
     settled: bool = False
+    off_beat: bool = False
 
 
 class Customer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -79,6 +144,11 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_step_at: float | None = None
     promotion_paused_until: float = 0.0
     last_macro_at: float | None = None
+    last_step: str = ""
+    longest_streak: int = 0
+    streaks: dict[str, Streak] = {}
+    hours: Hours = Hours()
+    trigger: Trigger | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +171,9 @@ class Cohort:
         zones: the IANA names that occur.
         last_step: (n,), when each took its last micro- or macro-action; -inf for never, and where omitted.
         last_macro: (n,), when each took its last macro-action; likewise.
+        triggered: (n,), when each did what asks for a decision at once; -inf for never, and where omitted.
+        last_beat: (n,), when the last nudge that keeps the rhythm was delivered; the last nudge where omitted.
+        own_hour: (n,), the hour of day at which each takes steps; NaN for unknown, and where omitted.
     """
 
     at: Floats
@@ -118,11 +191,18 @@ class Cohort:
     zones: tuple[str, ...]
     last_step: Floats = field(default_factory=lambda: _OMITTED)
     last_macro: Floats = field(default_factory=lambda: _OMITTED)
+    triggered: Floats = field(default_factory=lambda: _OMITTED)
+    last_beat: Floats = field(default_factory=lambda: _OMITTED)
+    own_hour: Floats = field(default_factory=lambda: _OMITTED)
 
     def __post_init__(self) -> None:
-        for name in ("last_step", "last_macro"):
+        for name in ("last_step", "last_macro", "triggered"):
             if getattr(self, name) is _OMITTED:
                 object.__setattr__(self, name, np.full(len(self), -np.inf))
+        if self.last_beat is _OMITTED:
+            object.__setattr__(self, "last_beat", self.sent_at.max(axis=1, initial=-np.inf))
+        if self.own_hour is _OMITTED:
+            object.__setattr__(self, "own_hour", np.full(len(self), np.nan))
 
     def __len__(self) -> int:
         return len(self.at)
@@ -235,7 +315,31 @@ def cohort(program: Program, customers: Sequence[Customer], *, at: Sequence[floa
         zones=names,
         last_step=_moments([c.last_step_at for c in customers]),
         last_macro=_moments([c.last_macro_at for c in customers]),
+        triggered=_moments([None if c.trigger is None else c.trigger.at for c in customers]),
+        **_rhythm(program, pairs),
     )
+
+
+def _rhythm(program: Program, pairs: Sequence[tuple[Customer, float]]) -> dict[str, Floats]:
+    """Return what only a cadence looks at, as columns (n,)."""
+    cadence = program.guardrails.cadence
+    if cadence is None:
+        return {}
+    beats = [max((s.deliver_at for s in c.sent if not s.off_beat), default=None) for c, _ in pairs]
+    hours = [own_hour(program, c, at=t) for c, t in pairs] if cadence.hour_within is not None else [None] * len(pairs)
+    return {"last_beat": _moments(beats), "own_hour": np.array([np.nan if h is None else h for h in hours])}
+
+
+def own_hour(program: Program, customer: Customer, *, at: float) -> float | None:
+    """Return the hour of day at which a customer takes steps, moved out of the quiet hours; None if unknown."""
+    hour = customer.hours.hour(at=at)
+    if hour is None:
+        return None
+    start, end = program.guardrails.quiet_from / 60.0, program.guardrails.quiet_until / 60.0
+    length, into = (end - start) % 24.0, (hour - start) % 24.0
+    if into >= length:
+        return hour
+    return end if into >= length / 2.0 else (start - 1.0 / 60.0) % 24.0
 
 
 def _moments(times: Sequence[float | None]) -> Floats:

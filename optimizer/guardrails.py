@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from optimizer.actions import FACTORS, ActionSpace, Bools, Floats
-from optimizer.customer import Cohort, Customer, deliveries, local_day, utc_offset
+from optimizer.customer import Cohort, Customer, deliveries, local_day, own_hour, utc_offset
 from optimizer.journey import MEMORY
-from optimizer.program import DAY, Cadence, Program
+from optimizer.program import DAY, PROMPT, Cadence, Program
 
 Codes = npt.NDArray[np.uint8]
 
@@ -37,6 +37,7 @@ RULES = (
     "cap_per_week",
     "cooldown",
     "cadence",
+    "hour",
     "request",
 )
 """Every reason for which something is blocked; 0 is none. Where several hold, the first of this list is named."""
@@ -162,6 +163,8 @@ def allowed(program: Program, cohort: Cohort, *, shared: Shared, requests: Seque
     for row, request in enumerate(requests or ()):
         if request.only or request.without:
             _limit(program, axes, row=row, request=request)
+    if program.guardrails.cadence is not None and program.off_beat.any():
+        _quick_wins(program, cohort, axes)
     codes = {factor: blocks.codes for factor, blocks in axes.items()}
     return Guarded(nudge=nudge.codes, deliver_at=deliver_at, day=day, **codes)
 
@@ -234,9 +237,43 @@ def _timings(program: Program, cohort: Cohort, *, deliver_at: Floats, locally: F
     last = cohort.sent_at.max(axis=1, initial=-np.inf)
     blocks.add("cooldown", deliver_at - last[:, None] < rules.cooldown)
     if rules.cadence is not None:
-        current = cohort.at - last <= _rhythm_lasts(rules.cadence)
-        blocks.add("cadence", current[:, None] & _off_beat(deliver_at - last[:, None], rules.cadence))
+        beat = cohort.last_beat
+        current = cohort.at - beat <= _rhythm_lasts(rules.cadence)
+        blocks.add("cadence", current[:, None] & _off_beat(deliver_at - beat[:, None], rules.cadence))
+        if rules.cadence.hour_within is not None:
+            blocks.add("hour", _apart(minute, cohort.own_hour[:, None]) > rules.cadence.hour_within + _CLOCK)
     return blocks
+
+
+def _apart(minute: Floats, hour: Floats) -> Floats:
+    """Return seconds between minutes and hours of the day, the shorter way round; NaN where an hour is unknown."""
+    ahead = (minute * 60.0 - hour * 3600.0) % DAY
+    return np.minimum(ahead, DAY - ahead)
+
+
+def _quick_wins(program: Program, cohort: Cohort, axes: Mapping[str, _Blocks]) -> None:
+    """Let what may come off the beat come at once after an event that asks for it, and then nothing else.
+
+    Only the cadence gives way. A cell is allowed where each of its levels is, so that where a quick win may come off
+    the beat, everything that may not is blocked for this decision, on the beat as well.
+    """
+    incentives, timings = axes["incentive"].codes, axes["timing"].codes
+    since = cohort.at - cohort.triggered
+    waits = (timings == _CODE["cadence"]) | (timings == _CODE["hour"])
+    lifted = waits & program.prompt & ((since >= 0) & (since <= PROMPT))[:, None]
+    wins = (incentives == 0) & program.off_beat
+    rows = lifted.any(axis=1) & wins.any(axis=1)
+    timings[rows[:, None] & lifted] = 0
+    incentives[rows[:, None] & ~program.off_beat & (incentives == 0)] = _CODE["cadence"]
+
+
+def is_off_beat(program: Program, customer: Customer, *, at: float, deliver_at: float) -> bool:
+    """Whether a nudge, decided at a moment, comes outside the rhythm: then the rhythm goes on without it."""
+    cadence = program.guardrails.cadence
+    last = max((s.deliver_at for s in customer.sent if not s.off_beat), default=-math.inf)
+    if cadence is None or at - last > _rhythm_lasts(cadence):
+        return False
+    return bool(_off_beat(np.array(deliver_at - last), cadence))
 
 
 def _rhythm_lasts(cadence: Cadence) -> float:
@@ -279,7 +316,8 @@ def _limit(program: Program, axes: Mapping[str, _Blocks], *, row: int, request: 
 def next_eligible(program: Program, customer: Customer, *, at: float) -> float | None:
     """Return when caps, cooldown and a pending nudge will next let this customer be nudged at once; None if now.
 
-    Quiet hours are included; budget, stock, consent and pauses are not: nobody knows when they end.
+    Quiet hours and the rhythm are included, but not that a quick win may come off the beat; budget, stock, consent and
+    pauses are not: nobody knows when they end.
     """
     rules = program.guardrails
     zone = customer.time_zone or rules.time_zone
@@ -296,7 +334,7 @@ def next_eligible(program: Program, customer: Customer, *, at: float) -> float |
 def _postponed(program: Program, customer: Customer, *, at: float, offset: float) -> float:
     """Return `at`, or the next beat, the next local day or the end of the quiet hours where a rule blocks it."""
     rules = program.guardrails
-    last = max((s.deliver_at for s in customer.sent), default=-math.inf)
+    last = max((s.deliver_at for s in customer.sent if not s.off_beat), default=-math.inf)
     cadence = rules.cadence
     if cadence is not None and at - last <= _rhythm_lasts(cadence) and _off_beat(np.array(at - last), cadence):
         beat = last + max(math.ceil((at - last) / cadence.every), 1) * cadence.every
@@ -311,4 +349,18 @@ def _postponed(program: Program, customer: Customer, *, at: float, offset: float
     if _within(minute, rules.quiet_from, rules.quiet_until)[0]:
         end = day * DAY + int(rules.quiet_until) * 60.0 - offset
         return end if end > at else end + DAY
-    return at
+    return _own_time(program, customer, at=at, offset=offset)
+
+
+def _own_time(program: Program, customer: Customer, *, at: float, offset: float) -> float:
+    """Return `at`, or when the customer's own hour comes next where the cadence keeps to it."""
+    cadence = program.guardrails.cadence
+    within = None if cadence is None else cadence.hour_within
+    hour = None if within is None else own_hour(program, customer, at=at)
+    if (
+        hour is None
+        or within is None
+        or _apart(np.array((at + offset) % DAY / 60.0), np.array(hour)) <= within + _CLOCK
+    ):
+        return at
+    return at + (hour * 3600.0 - within - (at + offset)) % DAY

@@ -1,4 +1,8 @@
-"""What does an event do to a customer? Stage, momentum, streaks, milestones; and what a stage is worth."""
+"""What does an event do to a customer? Stage, momentum, streaks, milestones; and what a stage is worth.
+
+What was reported is taken as it is: a correction or a revocation of an outcome is learned at the next training and
+changes neither stage nor momentum, streak or counts, for what followed from them has happened to the customer already.
+"""
 
 from typing import NamedTuple
 
@@ -6,8 +10,8 @@ import numpy as np
 from msgspec.structs import replace
 
 from optimizer.actions import Floats
-from optimizer.customer import WEEK_SLOTS, Customer, Sent, local_day, utc_offset
-from optimizer.program import DAY, Event, Milestone, Program
+from optimizer.customer import WEEK_SLOTS, Customer, Sent, Streak, Trigger, local_day, utc_offset
+from optimizer.program import DAY, PROMPT, Event, Milestone, Program
 
 MEMORY = 8 * DAY
 """Nudges delivered longer ago than this matter to no cap."""
@@ -39,14 +43,18 @@ def settle(program: Program, customer: Customer, *, at: float) -> Customer:
     lapsed = stage.lapses_after is not None and stage.lapses_to and at - idle_since > stage.lapses_after
     today = local_day(at, utc_offset(customer.time_zone or program.guardrails.time_zone, at))
     broken = customer.streak and today > customer.streak_day + 1
+    torn = any(s.days and today > s.day + 1 for s in customer.streaks.values())
     sent = tuple(s for s in customer.sent if remembers(program, s, at=at))
     stale = len(sent) < len(customer.sent)
-    if not (lapsed or broken or stale or stage.name != customer.stage):
+    if not (lapsed or broken or torn or stale or stage.name != customer.stage):
         return customer
+    whole = {n: Streak(0, s.day, s.longest) if today > s.day + 1 else s for n, s in customer.streaks.items()}
     return replace(
         customer,
         stage=str(stage.lapses_to) if lapsed else stage.name,
         streak=0 if broken else customer.streak,
+        longest_streak=max(customer.streak, customer.longest_streak),
+        streaks=whole,
         sent=sent,
     )
 
@@ -70,7 +78,7 @@ def follow(program: Program, customer: Customer, event: str, *, at: float, value
         if not program.knows(event):
             raise ValueError(f"unknown event {event!r}: program {program.name} knows {', '.join(program.event_index)}")
         return customer
-    customer = settle(program, customer, at=max(at, customer.last_step_at or at))
+    customer = before = settle(program, customer, at=max(at, customer.last_step_at or at))
     customer = replace(
         customer,
         stage=declared.moves.get(customer.stage, customer.stage),
@@ -79,7 +87,39 @@ def follow(program: Program, customer: Customer, event: str, *, at: float, value
     )
     if declared.kind == "macro":
         customer = replace(customer, last_macro_at=max(at, customer.last_macro_at or at))
-    return customer if declared.kind == "signal" else _step(program, customer, at=at)
+    if declared.kind != "signal":
+        customer = _step(program, customer, event, at=at)
+    trigger = _trigger(program, before, customer, event=declared, at=at)
+    return customer if trigger is None else replace(customer, trigger=trigger)
+
+
+def _trigger(program: Program, before: Customer, after: Customer, *, event: Event, at: float) -> Trigger | None:
+    """Return what an event asks for: a milestone reached, a comeback after a quiet time, or a quick win."""
+    if before.trigger is not None and before.trigger.at > at:
+        return None
+    new = [m for m in program.milestones if reached(m, after) and not reached(m, before)]
+    if new and (event.requests_decision or any(m.requests_decision for m in new)):
+        return Trigger(event.name, at, "milestone")
+    if not event.requests_decision:
+        return None
+    if event.kind == "signal":
+        return Trigger(event.name, at, "signal")
+    away = before.last_step_at is not None and at - before.last_step_at >= program.away_after
+    return Trigger(event.name, at, "comeback" if away else "quick_win")
+
+
+def requested(program: Program, before: Customer, after: Customer, *, now: float) -> Trigger | None:
+    """Return what an outcome asks for, if it is news, fresh, and about somebody who may be nudged.
+
+    Args:
+        program: declares who may be nudged, and what asks.
+        before, after: the customer before and after the outcome.
+        now: when it is heard of, seconds since the epoch.
+    """
+    trigger, welcome = after.trigger, after.consent
+    if trigger is None or trigger == before.trigger or now - trigger.at > PROMPT:
+        return None
+    return trigger if (program.guardrails.consent == "opt-out" if welcome is None else welcome) else None
 
 
 def _pause(event: Event, *, at: float, value: float | None) -> float:
@@ -90,24 +130,34 @@ def _pause(event: Event, *, at: float, value: float | None) -> float:
     return at + event.pauses_promotion
 
 
-def _step(program: Program, customer: Customer, *, at: float) -> Customer:
-    day = local_day(at, utc_offset(customer.time_zone or program.guardrails.time_zone, at))
-    streak = customer.streak
-    if day > customer.streak_day:
-        streak = streak + 1 if day == customer.streak_day + 1 else 1
+def _step(program: Program, customer: Customer, event: str, *, at: float) -> Customer:
+    offset = utc_offset(customer.time_zone or program.guardrails.time_zone, at)
+    day, cadence = local_day(at, offset), program.guardrails.cadence
+    streak = Streak(customer.streak, customer.streak_day, customer.longest_streak).on(day)
+    latest = customer.last_step_at is None or at >= customer.last_step_at
+    named = {m.name: customer.streaks.get(m.name, Streak()).on(day) for m in program.streaks if event in m.streak_of}
+    learns = cadence is not None and cadence.hour_within is not None
     return replace(
         customer,
         steps=customer.steps.plus(1.0, at=at, half_life=program.momentum_half_life),
-        last_step_at=max(at, customer.last_step_at or at),
-        streak=streak,
-        streak_day=max(day, customer.streak_day),
+        last_step_at=at if latest else customer.last_step_at,
+        last_step=event if latest else customer.last_step,
+        streak=streak.days,
+        streak_day=streak.day,
+        longest_streak=streak.longest,
+        streaks={**customer.streaks, **named},
+        hours=customer.hours.plus((at + offset) % DAY / 3600.0, at=at) if learns else customer.hours,
     )
 
 
 def receive(program: Program, customer: Customer, sent: Sent) -> Customer:
-    """Return the customer once a nudge is reserved: it counts for caps, cooldown and dosage from now on."""
+    """Return the customer once a nudge is reserved: it counts for caps, cooldown and dosage from now on.
+
+    What asked for a decision at once has got its answer.
+    """
     return replace(
         customer,
+        trigger=None,
         sent=(*customer.sent, sent)[-WEEK_SLOTS:],
         nudges=customer.nudges.plus(1.0, at=sent.deliver_at, half_life=program.dosage_half_life),
     )
@@ -124,23 +174,33 @@ def release(program: Program, customer: Customer, decision_id: str) -> Customer:
 
 def progress(program: Program, customer: Customer) -> Progress | None:
     """Return the nearest milestone that is not reached yet, by share done; None where all are reached."""
-    steps = [(_done(m, customer), m) for m in program.milestones]
-    ahead = [(done / m.of, done, m) for done, m in steps if done < m.of]
+    steps = [(done(m, customer), m) for m in program.milestones if not reached(m, customer)]
+    ahead = [(so_far / m.of, so_far, m) for so_far, m in steps]
     if not ahead:
         return None
-    _, done, milestone = max(ahead, key=lambda x: x[0])
-    return Progress(milestone.title, done, milestone.of, milestone.reward)
+    _, steps_done, milestone = max(ahead, key=lambda x: x[0])
+    return Progress(milestone.title, steps_done, milestone.of, milestone.reward)
 
 
 def earned(program: Program, customer: Customer) -> list[Milestone]:
-    """Return the milestones that a customer has reached."""
-    return [m for m in program.milestones if _done(m, customer) >= m.of]
+    """Return the milestones that a customer has reached: a streak that ended since stays earned."""
+    return [m for m in program.milestones if reached(m, customer)]
 
 
-def _done(milestone: Milestone, customer: Customer) -> int:
+def done(milestone: Milestone, customer: Customer) -> int:
+    """Return how many steps of a milestone a customer has done: of a streak, the days that it has now."""
     if milestone.event is not None:
         return customer.counts.get(milestone.event, 0)
-    return customer.streak
+    return customer.streaks.get(milestone.name, Streak()).days if milestone.streak_of else customer.streak
+
+
+def reached(milestone: Milestone, customer: Customer) -> bool:
+    """Return whether a customer has ever reached a milestone."""
+    longest = customer.longest_streak
+    if milestone.streak_of:
+        longest = customer.streaks.get(milestone.name, Streak()).longest
+    steps = done(milestone, customer)
+    return (steps if milestone.event is not None else max(steps, longest)) >= milestone.of
 
 
 def stage_values(program: Program, *, transitions: Floats, rewards: Floats, prior: float = 1.0) -> Floats:

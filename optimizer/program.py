@@ -20,6 +20,9 @@ DAY = 86_400.0
 MINOR_UNITS = 100
 """Money is counted in integer hundredths of the program's currency."""
 
+PROMPT = 3_600.0
+"""For how many seconds what a customer has just done is worth a word at once."""
+
 LAPSE = "lapse"
 """What a stage may expect besides events: falling back to where it lapses to."""
 
@@ -75,6 +78,7 @@ class Stage(_Struct, frozen=True):
     """A place on the journey. Customers idle for `lapses_after` fall back to `lapses_to`.
 
     `expects` says, until there is a log, which share of the customers in this stage do an event, or `lapse`, on a day.
+    `because` is how a customer would say to be in it ("you are in your free trial"), for why a nudge came.
     """
 
     name: Name
@@ -83,13 +87,15 @@ class Stage(_Struct, frozen=True):
     lapses_after: Duration | None = None
     lapses_to: str | None = None
     expects: dict[str, Share] = {}
+    because: str = ""
 
 
 class Event(_Struct, frozen=True):
     """Something a customer does. `micro`: a small step; `macro`: a goal; `signal`: neither (surveys, complaints).
 
     An event is worth `value` reward units (times the reported value where `scaled`), if it falls within `window`
-    after the longest timing delay. `moves` maps the stage a customer is in to the one this event leads to.
+    after the longest timing delay. `moves` maps the stage a customer is in to the one this event leads to. `because` is
+    how a customer would say to have done it ("you finished a workout"), for why a nudge came.
     """
 
     name: Name
@@ -102,6 +108,7 @@ class Event(_Struct, frozen=True):
     pauses_promotion: Duration | None = None
     pauses_below: float | None = None
     requests_decision: bool = False
+    because: str = ""
 
 
 class Incentive(_Struct, frozen=True):
@@ -110,7 +117,8 @@ class Incentive(_Struct, frozen=True):
     `cost` is the expected cost of showing it once, in the program's currency. `promotional` incentives are those
     that a complaint pauses. `earns` says in plain words how an action becomes the reward, and when. On a `ladder` a
     larger `tier` is for those whom the tier below did not move. `comeback_after` makes it a comeback: only for
-    customers who have been here and have taken no step for so long.
+    customers who have been here and have taken no step for so long. `off_beat` lets it come outside the cadence, at
+    once after an event that requests a decision.
     """
 
     name: Name
@@ -126,6 +134,7 @@ class Incentive(_Struct, frozen=True):
     promotional: bool = False
     scarce: bool = False
     comeback_after: Duration | None = None
+    off_beat: bool = False
     barred_segments: dict[str, tuple[str, ...]] = {}
     retired: bool = False
 
@@ -179,7 +188,10 @@ class Attribute(_Struct, frozen=True):
 
 
 class Milestone(_Struct, frozen=True):
-    """`count` of `event`, or of days in a row with a micro-action (`streak`), earns `reward`."""
+    """`count` of `event`, or of days in a row with a step (`streak`), earns `reward`.
+
+    Any micro- or macro-action keeps a streak, or only the events that `streak_of` names.
+    """
 
     name: Name
     title: str
@@ -187,6 +199,8 @@ class Milestone(_Struct, frozen=True):
     event: str | None = None
     count: Annotated[int, Meta(ge=1)] | None = None
     streak: Annotated[int, Meta(ge=1)] | None = None
+    streak_of: tuple[str, ...] = ()
+    requests_decision: bool = False
 
     @property
     def of(self) -> int:
@@ -214,10 +228,14 @@ class Ladder(_Struct, frozen=True):
 
 
 class Cadence(_Struct, frozen=True):
-    """A steady rhythm: a nudge comes a whole number of times `every` after the last, give or take `within`."""
+    """A steady rhythm: a nudge comes a whole number of times `every` after the last, give or take `within`.
+
+    With `hour_within` it also comes at most so far from the customer's own hour, learned from when steps are taken.
+    """
 
     every: Duration
     within: Duration = Duration(12 * 3600)
+    hour_within: Duration | None = None
 
 
 class Guardrails(_Struct, frozen=True):
@@ -437,6 +455,29 @@ class Program(_Struct, frozen=True, dict=True):
     def has_comebacks(self) -> bool:
         """Whether any incentive is a comeback."""
         return any(x.comeback_after is not None for x in self.incentives)
+
+    @cached_property
+    def off_beat(self) -> Bools:
+        """Shape (incentives,): which may come outside the cadence after an event that requests a decision."""
+        return np.array([x.off_beat for x in self.incentives], dtype=np.bool_)
+
+    @cached_property
+    def prompt(self) -> Bools:
+        """Shape (timings,): which deliver while what has just happened is fresh."""
+        delays = [np.inf if x.delay is None else float(x.delay) for x in self.timings]
+        return np.array([delay <= PROMPT for delay in delays], dtype=np.bool_)
+
+    @cached_property
+    def away_after(self) -> float:
+        """Seconds without a step after which the next one is a comeback; infinite where nothing says how long."""
+        comebacks = [float(x.comeback_after) for x in self.incentives if x.comeback_after is not None]
+        lapses = [float(x.lapses_after) for x in self.stages if x.lapses_after is not None]
+        return min(comebacks or lapses, default=np.inf)
+
+    @cached_property
+    def streaks(self) -> tuple[Milestone, ...]:
+        """The milestones that count days in a row with events of their own."""
+        return tuple(m for m in self.milestones if m.streak_of)
 
     @cached_property
     def longest_delay(self) -> float:

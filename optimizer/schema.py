@@ -67,6 +67,7 @@ KEYS: dict[type[msgspec.Struct], dict[str, str]] = {
         "lapses_after": "A customer who takes no step for so long falls back.",
         "lapses_to": "The stage that such a customer falls back to.",
         "expects": "Until there is a log: which share of the customers here do an event on a day, or `lapse`.",
+        "because": 'How a customer says to be in it, such as "you are in your free trial": why a nudge came.',
     },
     Event: {
         "name": "What your app reports it as.",
@@ -78,7 +79,8 @@ KEYS: dict[type[msgspec.Struct], dict[str, str]] = {
         "moves": "Which stage it leads to, from which.",
         "pauses_promotion": "For so long after it, nothing promotional is allowed.",
         "pauses_below": "Only a reported number below this pauses promotion.",
-        "requests_decision": "It asks for the next decision at once.",
+        "requests_decision": "It asks for the next decision at once: a quick win, or a comeback.",
+        "because": 'How a customer says to have done it, such as "you finished a workout": why a nudge came.',
     },
     Incentive: {
         "name": "What messages and rules call it.",
@@ -94,6 +96,7 @@ KEYS: dict[type[msgspec.Struct], dict[str, str]] = {
         "promotional": "A complaint pauses it.",
         "scarce": "It presses for time or numbers, so it has a cap of its own.",
         "comeback_after": "Only for customers who have been here and have taken no step for so long.",
+        "off_beat": "It may come outside the cadence, at once after an event that requests a decision.",
         "barred_segments": "Categories of customers who never get it, by attribute.",
         "retired": "It is no longer offered; its past stays readable.",
     },
@@ -130,6 +133,8 @@ KEYS: dict[type[msgspec.Struct], dict[str, str]] = {
         "event": "The event that is counted.",
         "count": "How many of it make the milestone.",
         "streak": "How many days in a row with a step make it, instead of event and count.",
+        "streak_of": "The events that keep this streak; without it, any micro- or macro-action does.",
+        "requests_decision": "Reaching it asks for the next decision at once.",
     },
     Guardrails: {
         "consent": "Whether customers must have said yes (opt-in), or not have said no (opt-out).",
@@ -160,6 +165,7 @@ KEYS: dict[type[msgspec.Struct], dict[str, str]] = {
     Cadence: {
         "every": "A nudge comes a whole number of times this after the last one.",
         "within": "Give or take this: within it, the hour is learned.",
+        "hour_within": "At most so far from the customer's own hour, once that is learned from when steps are taken.",
     },
     Exploration: {
         "floor": "Share of decisions spread evenly over all levels that are allowed.",
