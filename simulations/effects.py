@@ -87,7 +87,7 @@ def effects(program: Program, world: World, *, seed: int) -> Effects:
         worth=np.where(scaled, values * means, values),
         reported=reported,
         shift=_shift(program, world, draw),
-        priced=_incentives(program, draw, size=world.incentive, costly=True),
+        priced=_incentives(program, draw, size=world.incentive, costly=True) + _deals(program, world),
         fit=draw.normals(world.fit, "fit", [s.name for s in program.stages], program.space.incentives),
         tones=_tones(program, world, draw),
     )
@@ -221,6 +221,14 @@ def _incentives(program: Program, draw: Draws, *, size: float, costly: bool) -> 
         return draw.level(size, f"incentive on {channel}", incentive.name) if _costs(incentive) is costly else 0.0
 
     return np.array([[does(x, channel) for x in program.incentives] for channel in ("steps", "goals")])
+
+
+def _deals(program: Program, world: World) -> Floats:
+    """Shape (2, incentives): what being dear adds to goals, saturating in the cost (Michaelis and Menten's curve)."""
+    goal = next(abs(e.value) for e in program.events if e.name == program.goal)
+    costs = np.array([x.cost for x in program.incentives])
+    half = world.deal_half * goal if goal else 1.0
+    return np.stack([np.zeros(len(costs)), world.deal * costs / (costs + half)])
 
 
 def _costs(incentive: Incentive) -> bool:

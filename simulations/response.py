@@ -130,7 +130,7 @@ def _base(population: Population, state: State, *, rows: slice, day: int) -> Flo
     world, people, effects = population.world, population.people, population.effects
     season = world.season * np.cos(2.0 * np.pi * day / 7.0)
     steps = people.activity[rows] + world.habit_pull * state.habit[rows] + season
-    steps = steps + world.gradient * _nearness(population, state, rows=rows) ** 2
+    steps = steps + world.gradient * _nearness(population, state, rows=rows) ** world.gradient_shape
     goals = people.intent[rows] + HALF * people.activity[rows] - world.dip * state.sated[rows]
     grumbles = world.burden * people.fatigability[rows] * state.fatigue[rows]
     adds = np.stack([steps, goals, grumbles, np.zeros_like(steps)], axis=1)
@@ -203,7 +203,8 @@ def respond(now: Moment, state: State, *, rows: slice, day: int, actions: Ints, 
     row, event = np.nonzero(done)
     how, when, fate = u[row, 0, event], u[row, 1, event], u[row, 2, event]
     caused = how >= found.organic[row, event]
-    at = np.where(caused, delivery(now, actions)[row] + lag(population, when), now.asks[row] + DAY * when)
+    waits = lag(population, when, goals=population.effects.of_channel(GOAL)[event])
+    at = np.where(caused, delivery(now, actions)[row] + waits, now.asks[row] + DAY * when)
     world = population.world
     happened = Happenings(
         customer=row + rows.start,
@@ -257,8 +258,11 @@ def _live(population: Population, state: State, *, rows: slice, day: int, action
     state.tone_day[nudged + rows.start, levels[:, 1]] = day
 
 
-def lag(population: Population, u: Floats) -> Floats:
-    """Return how long after its delivery a nudge brings what it brings, in seconds, from uniform numbers."""
+def lag(population: Population, u: Floats, *, goals: Bools | bool = True) -> Floats:
+    """Return how long after its delivery a nudge brings what it brings, in seconds, from uniform numbers (m,).
+
+    `goals` (m,) tells goals from what may come sooner.
+    """
     lags = np.empty_like(u)
     low = 0.0
     for hours, share in population.world.delays:
@@ -266,15 +270,20 @@ def lag(population: Population, u: Floats) -> Floats:
         rest = np.clip((u[rows] - low) / share, 0.0, 1.0 - 1e-12) if share else u[rows]
         lags[rows] = -hours * 3_600.0 * np.log1p(-rest)
         low += share
-    return lags
+    prompt = population.world.prompt
+    return np.where(goals, lags, -prompt * 3_600.0 * np.log1p(-np.minimum(u, 1.0 - 1e-12))) if prompt else lags
 
 
-def lag_by(population: Population, seconds: Floats) -> Floats:
-    """Return the chance that what a nudge brings has come within given times after its delivery."""
+def lag_by(population: Population, seconds: Floats, *, goals: Bools | bool = True) -> Floats:
+    """Return the chance that what a nudge brings has come within given times after its delivery.
+
+    `goals`, of a shape that fits the times, tells goals from what may come sooner.
+    """
     waited = np.maximum(seconds, 0.0)
     parts = [share * -np.expm1(-waited / (hours * 3_600.0)) for hours, share in population.world.delays]
     by: Floats = np.sum(parts, axis=0)
-    return by
+    prompt = population.world.prompt
+    return np.where(goals, by, -np.expm1(-waited / (prompt * 3_600.0))) if prompt else by
 
 
 def expected(now: Moment, actions: Ints, *, until: Floats) -> Floats:
@@ -286,7 +295,7 @@ def expected(now: Moment, actions: Ints, *, until: Floats) -> Floats:
     by_itself = np.clip((until - now.asks[:, None]) / DAY, 0.0, 1.0)
     gained = np.maximum(found.nudged - found.organic, 0.0)
     deliver_at = np.nan_to_num(delivery(now, actions), nan=np.inf)
-    brought = lag_by(now.population, until - deliver_at[:, None])
+    brought = lag_by(now.population, until - deliver_at[:, None], goals=effects.of_channel(GOAL))
     counted = np.minimum(found.organic, found.nudged) * by_itself + gained * brought
     return (1.0 - now.population.world.lost) * (counted @ effects.worth)
 
@@ -301,8 +310,9 @@ def expected_of_all(now: Moment, *, until: Floats, worth: Floats) -> Floats:
     totals = np.zeros((len(now.asks), population.program.space.k))
     totals += ((organic * by_itself) * worths).sum(axis=1)[:, None]
     appeals = {channel: now.appeals(channel=channel) for channel in (STEP, GOAL)}
+    goals = population.effects.of_channel(GOAL)
     for j in np.flatnonzero((worths != 0.0).any(axis=0)).tolist():
-        brought = lag_by(population, until[:, j, None] - now.deliver_at)
+        brought = lag_by(population, until[:, j, None] - now.deliver_at, goals=bool(goals[j]))
         brought = np.broadcast_to(brought[:, None, None, :], (len(now.asks), *shape)).reshape(len(now.asks), -1)
         chance = _chance_of_all(now, j, appeals=appeals)
         gained = np.maximum(chance - organic[:, j, None], 0.0) * brought

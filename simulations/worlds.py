@@ -57,11 +57,17 @@ class World:
             `repetition_days` (1/e).
         habit_gain, habit_loss: how fast a day with and without a step builds and wears habit, 0 to 1.
         habit_pull: what habit adds to steps; habit also halves what nudges do.
-        gradient: what nearness of a milestone adds to steps. comeback: share by which a nudge does more after a
-            missed day or two. dip: what a reached goal takes from the next, wearing off over `dip_days`.
-        delays: mean delays of what a nudge brings, in hours, and their shares.
+        gradient: what a milestone within reach adds to steps; `gradient_shape` bends how that grows with the share
+            done: 1 straight, 2 late. comeback: share by which a nudge does more after a missed day or two. dip: what
+            a reached goal takes from the next, wearing off over `dip_days`.
+        deal: what an incentive adds to goals for being dear, at most: half of it where the cost is `deal_half` of
+            the goal's value. bargain: how much less those likely to buy anyway care for what costs something (log).
+        delays: mean delays of what a nudge brings, in hours, and their shares. prompt: mean delay of all but goals, in
+            hours, where goals alone take `delays`; 0 where everything takes as long.
         lost, twice: shares of the outcomes that are never reported, or reported twice.
         drift_day: the day from which tones do the opposite. season: swing of everyday steps over a week.
+        arrival_day: the day from which the program's last incentive can be offered; `retirement_day`: from which its
+            first one cannot.
         budget: replaces the program's budget, money a customer and week; None leaves it.
     """
 
@@ -110,13 +116,20 @@ class World:
     habit_loss: float = 0.012
     habit_pull: float = 0.6
     gradient: float = 0.3
+    gradient_shape: float = 2.0
     comeback: float = 0.3
     dip: float = 1.0
     dip_days: float = 14.0
+    deal: float = 0.0
+    deal_half: float = 0.1
+    bargain: float = 0.0
     delays: tuple[tuple[float, float], ...] = ((1.0, 0.6), (24.0, 0.3), (168.0, 0.1))
+    prompt: float = 0.0
     lost: float = 0.005
     twice: float = 0.01
     drift_day: int | None = None
+    arrival_day: int | None = None
+    retirement_day: int | None = None
     season: float = 0.1
     budget: float | None = None
 
@@ -144,7 +157,8 @@ class World:
 
 
 _CHANCES = ("everyday", "turn", "goal", "signal", "leaving")
-_SIGNED = ("depth", "lift", "goal_lift", "habit_pull", "gradient", "comeback", "leaving_growth")
+_SIGNED = ("depth", "lift", "goal_lift", "habit_pull", "gradient", "comeback", "leaving_growth", "deal", "bargain")
+_POSITIVE = ("advanced", "repetition_days", "dip_days", "deal_half", "gradient_shape")
 _MEND: Mapping[str, str] = MappingProxyType(
     {
         **{f.name: "use a number of 0 or more" for f in fields(World)},
@@ -154,6 +168,8 @@ _MEND: Mapping[str, str] = MappingProxyType(
         "advanced": "use a number above 0",
         "repetition_days": "use a number above 0",
         "dip_days": "use a number above 0",
+        "deal_half": "use a number above 0",
+        "gradient_shape": "use a number above 0",
     }
 )
 
@@ -163,7 +179,7 @@ def _possible(key: str, value: float) -> bool:
         return abs(value) < float("inf")
     if key in _CHANCES:
         return (0.0 if key == "leaving" else 1e-9) <= value < 0.9
-    if key in ("advanced", "repetition_days", "dip_days"):
+    if key in _POSITIVE:
         return 0.0 < value < float("inf")
     return 0.0 <= value < (1.0 if key == "decay" else float("inf"))
 
@@ -187,11 +203,44 @@ DEMO = World(
     habit_pull=0.4,
 )
 
+CALIBRATED = World(
+    "calibrated",
+    "wishful thinking: what nudges do, for how long and after how long, is what published trials found",
+    goal=0.004,
+    intent=0.95,
+    lift=0.02,
+    goal_lift=0.0,
+    incentive=2.25,
+    tone=0.0,
+    timing=0.0,
+    harm=0.0,
+    fit=0.1,
+    affinity=0.05,
+    chronotype=0.05,
+    decay=0.96,
+    leaving=0.0005,
+    leaving_growth=0.1,
+    repetition=0.7,
+    repetition_days=7.0,
+    habit_gain=0.06,
+    habit_pull=2.6,
+    gradient=2.6,
+    gradient_shape=1.0,
+    deal=1.8,
+    deal_half=0.18,
+    bargain=0.42,
+    delays=((0.4, 0.385), (24.0, 0.085), (216.0, 0.53)),
+    prompt=1.0,
+)
+"""Its moments are those of `simulations.moments`. Where a setting is not pinned down by a trial, it is that of
+`World`."""
+
 WORLDS: Mapping[str, World] = MappingProxyType(
     {
         world.name: world
         for world in (
             DEMO,
+            CALIBRATED,
             replace(
                 DEMO,
                 name="null",
