@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from optimizer.program import DAY, MINOR_UNITS, Program
 from training import events as log
 
 _CONTEXTS = msgspec.json.Decoder(dict[str, Scalar])
+_BLOCKS = msgspec.json.Decoder(dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Dataset:
         total: decisions seen, matured or not.
         matured: decisions whose window has closed.
         estimated_propensities: the log did not carry its probabilities; they were estimated.
+        blocked: for each guardrail that blocked something, (n,) on which rounds it did.
     """
 
     program: Program
@@ -70,6 +72,7 @@ class Dataset:
     matured: int
     estimated_propensities: bool = False
     after: After | None = None
+    blocked: dict[str, Bools] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rounds)
@@ -88,6 +91,7 @@ class Dataset:
             stages=self.stages[rows],
             events={name: counts[rows] for name, counts in self.events.items()},
             after=self.after and self.after.take(rows),
+            blocked={rule: where[rows] for rule, where in self.blocked.items()},
         )
 
     def with_stage_values(self) -> "Dataset":
@@ -138,7 +142,7 @@ def load(archive: Path, program: Program, *, now: float | None = None) -> Datase
 def _last_entry(table: pa.Table) -> float:
     """Return the time up to which a log is complete: its last entry; for ever, if it came in whole."""
     decided = table.filter(pc.field("kind") == log.DECISION)
-    if pc.all(pc.equal(decided["policy"], log.IMPORTED)).as_py():
+    if pc.all(pc.is_in(decided["policy"], pa.array([log.IMPORTED, log.ESTIMATED]))).as_py():
         return math.inf
     return float(max(pc.max(decided["at"]).as_py(), pc.max(table["received_at"]).as_py() or 0.0))
 
@@ -217,9 +221,22 @@ def _join(
         loggers=loggers,
         total=total,
         matured=total if not total else len(at),
+        estimated_propensities=bool(pc.any(pc.equal(decisions["policy"], log.ESTIMATED)).as_py()),
         after=_after(program, sums, stages=stages, at=at),
+        blocked=_blocked(decisions["blocked"]),
     )
     return whole if known.all() else whole.take(known)
+
+
+def _blocked(column: pa.ChunkedArray) -> dict[str, Bools]:
+    """For each guardrail that blocked something, on which rounds (n,) it did."""
+    texts = column.combine_chunks().dictionary_encode()
+    rules = [set(_BLOCKS.decode(text).values()) for text in texts.dictionary.to_pylist()]
+    codes = texts.indices.to_numpy()
+    return {
+        rule: np.array([rule in found for found in rules], dtype=np.bool_)[codes]
+        for rule in sorted(set().union(*rules))
+    }
 
 
 def _coded(values: npt.NDArray[np.object_]) -> tuple[tuple[str, ...], Ints]:

@@ -4,14 +4,17 @@ A failed check means *not enough evidence*: the numbers may still be looked at, 
 them.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
 import numpy as np
 from scipy.special import ndtri
+from scipy.stats import chi2
 
 from optimizer.actions import FACTORS, HOLD, ActionSpace, Bools, Floats, Ints
 from optimizer.policy import Rounds
+from optimizer.program import DAY
 from training.dataset import Dataset
 from training.intervals import Estimate, clustered
 from training.ope import SUM_TOLERANCE, Evidence
@@ -20,6 +23,9 @@ Status = Literal["pass", "warn", "fail"]
 
 ENOUGH = 200.0
 """Effective rounds below which an estimate is not to be relied on."""
+
+_WEEKLY = 30
+"""Customers below which a week is not compared."""
 
 RARE = 1e-4
 """A logged probability below this is no support: one draw in ten thousand tells nothing."""
@@ -255,23 +261,119 @@ def support(unsupported: Floats, evidence: Evidence, *, target: str, floor: floa
     )
 
 
-def overlap(evidence: Evidence, stages: Ints, *, names: tuple[str, ...], target: str) -> Check:
-    """Check that every stage with customers in it has enough rounds that resemble the target."""
-    counts = np.bincount(stages, minlength=len(names))
-    sizes = {
-        name: effective(evidence.weights[stages == i])
-        for i, name in enumerate(names)
-        if counts[i] >= 0.01 * len(stages)
-    }
+def overlap(evidence: Evidence, parts: Mapping[str, Bools], *, kind: Literal["stage", "segment"], target: str) -> Check:
+    """Check that every stage, or segment, with customers in it has enough rounds that resemble the target.
+
+    Args:
+        evidence: of the target.
+        parts: which rounds (n,) are of each stage or segment.
+        kind: which of the two.
+        target: its name.
+    """
+    n = len(evidence)
+    counts = {name: int(rows.sum()) for name, rows in parts.items()}
+    sizes = {name: effective(evidence.weights[rows]) for name, rows in parts.items() if counts[name] >= 0.01 * n}
     thin = {name: ess for name, ess in sizes.items() if ess < ENOUGH / 4}
-    least = min(sizes, key=lambda name: sizes[name])
+    least = min(sizes, key=lambda name: sizes[name], default="")
+    need = int(np.ceil(counts[least] * (ENOUGH / 4 / max(sizes[least], 1.0) - 1.0))) if thin else 0
     return Check(
-        name="overlap",
-        title="Every stage is covered",
+        name="overlap" if kind == "stage" else "overlap by segment",
+        title=f"Every {kind} is covered",
         status="warn" if thin else "pass",
-        value=sizes[least],
-        finding=f"the thinnest stage is {least}: worth {sizes[least]:,.0f} rounds of the target's own",
-        mend=f"read nothing into {', '.join(thin)}; log for longer there" if thin else "",
+        value=sizes.get(least, float(n)),
+        finding=f"the thinnest {kind} is {least}: worth {sizes[least]:,.0f} rounds of the target's own"
+        if sizes
+        else f"there is no {kind}",
+        mend=f"read nothing into {', '.join(thin)}: explore more there, or log about {need:,} more decisions of {least}"
+        if thin
+        else "",
+        target=target,
+    )
+
+
+def drift(terms: Floats, rounds: Rounds, *, target: str = "") -> Check:
+    """Check that a value was the same every week: Cochran's Q over weeks, each with its clustered error.
+
+    Args:
+        terms: (n,), of an estimator; the rewards for the log itself.
+        rounds: the rounds of the terms.
+        target: whose value it is; the logging policy's where omitted.
+    """
+    weeks = ((rounds.at - rounds.at.min()) // (7 * DAY)).astype(np.intp)
+    found = {}
+    for week in np.unique(weeks):
+        rows = weeks == week
+        if len(np.unique(rounds.customers[rows])) >= _WEEKLY:
+            found[int(week) + 1] = clustered(terms[rows], rounds.customers[rows])
+    values, errors = (np.array([getattr(e, f) for e in found.values()]) for f in ("value", "error"))
+    if len(found) < 2 or not (errors > 0).all():
+        finding = "there are not two weeks with customers enough to compare"
+        return Check(name="drift", title="Weeks are alike", status="pass", value=np.nan, finding=finding, target=target)
+    pooled = float((values / errors**2).sum() / (1.0 / errors**2).sum())
+    chance = float(chi2.sf((((values - pooled) / errors) ** 2).sum(), len(values) - 1))
+    worst = list(found)[int(np.argmax(np.abs(values - pooled) / errors))]
+    return Check(
+        name="drift",
+        title="Weeks are alike",
+        status="warn" if chance < 1e-3 else "pass",
+        value=chance,
+        finding=f"over {len(found)} weeks the value is furthest off in week {worst}: {found[worst].value:.4g} where "
+        f"{pooled:.4g} is usual; like weeks differ as much with a chance of {chance:.2g}",
+        mend="judge by the latest weeks, and look for what changed" if chance < 1e-3 else "",
+        target=target,
+    )
+
+
+def context_drift(rounds: Rounds, names: Sequence[str]) -> Check:
+    """Check that the second half of the log has the customers and moments of the first.
+
+    The population stability index of each feature over tenths of its first half; 0.25 is a usual limit.
+    """
+    half = len(rounds) // 2
+    shifts = {name: _shift(rounds.contexts[:half, i], rounds.contexts[half:, i]) for i, name in enumerate(names)}
+    worst = max(shifts, key=lambda name: shifts[name], default="")
+    value = shifts.get(worst, 0.0)
+    return Check(
+        name="context drift",
+        title="The second half is like the first",
+        status="warn" if value > 0.25 else "pass",
+        value=value,
+        finding=f"what shifts most is {worst}: stability index {value:.2f} (limit 0.25)",
+        mend="judge by the later half, and train on it" if value > 0.25 else "",
+    )
+
+
+def _shift(before: Floats, after: Floats) -> float:
+    """Return the population stability index; each bin has half a count added, so that none is empty."""
+    if len(before) < _WEEKLY or len(after) < _WEEKLY:
+        return 0.0
+    edges = np.unique(np.quantile(before, np.linspace(0.1, 0.9, 9)))
+    sides = [
+        np.bincount(np.searchsorted(edges, x, side="right"), minlength=len(edges) + 1) + 0.5 for x in (before, after)
+    ]
+    p, q = (x / x.sum() for x in sides)
+    return float(((q - p) * np.log(q / p)).sum())
+
+
+def spending(expected: float, budget: float, *, target: str, said: str) -> Check:
+    """Check that a target would stay within the budget at the prices of the log.
+
+    Args:
+        expected: what it would spend in a period of the budget.
+        budget: of a period.
+        target: its name.
+        said: the budget in words.
+    """
+    over = expected > budget
+    return Check(
+        name="spending",
+        title="The budget would do",
+        status="warn" if over else "pass",
+        value=expected / budget if budget > 0 else np.inf,
+        finding=f"it would spend about {expected:,.2f} of {said}" + ("; infeasible at these prices" if over else ""),
+        mend="its value is not to be had at these prices: raise the budget, or let pacing raise the price and log again"
+        if over
+        else "",
         target=target,
     )
 

@@ -4,27 +4,39 @@ Works through the rounds a block at a time and keeps a few numbers a round, so t
 memory that counts. Results are plain structs that serialise to JSON.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
 import numpy as np
 
-from optimizer.actions import FACTORS, HOLD, ActionSpace, Floats, Nudge
+from optimizer.actions import FACTORS, HOLD, ActionSpace, Bools, Floats, Ints, Nudge
 from optimizer.floor import apply_floor
 from optimizer.policy import Policy, Rounds
-from optimizer.program import Program
+from optimizer.program import DAY, Program
 from policies.fixed import FixedNudge, Hold, Rules, Uniform
-from training import diagnostics
+from training import diagnostics, guardrail_prices, sequence
 from training.dataset import Dataset
 from training.diagnostics import Check
-from training.intervals import Estimate, by_customer, clustered
+from training.guardrail_prices import GuardrailPrice
+from training.intervals import Estimate, Interval, by_customer, clustered, condensed, likelihood
 from training.ope import dm, dr
-from training.reading import REWARD, Reading, Seen, models_of, read
+from training.propensities import Pair, Sensitivity, sensitivity
+from training.reading import REWARD, Frozen, Loggers, Reading, Seen, models_of, read
+from training.reward_model import RewardModel
 
 TODAY = "today"
 """The name of the logging policy as a target."""
+
+_FROZEN_FROM = 200
+"""Rounds of history from which a range and a model are frozen."""
+
+_LOOKS = 50
+_RESAMPLES = 1_000
+_SEGMENT_CUSTOMERS = 30
 
 Role = Literal["today", "champion", "baseline", "candidate"]
 Progress = Callable[[str, int, int], None]
@@ -57,12 +69,57 @@ class StageScore(msgspec.Struct, frozen=True, kw_only=True):
     lift: Estimate | None
 
 
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What an anytime-valid sequence said once so many customers had had their fixed block."""
+
+    customers: int
+    low: float
+    high: float
+    lift_low: float
+    lift_high: float
+
+
+class AnytimeValid(msgspec.Struct, frozen=True, kw_only=True):
+    """Intervals that hold at every look at once: of the mean of customers' means, a customer a term.
+
+    Customers come in the order of enrolment, each once its block of `block_days` is whole; rewards are clipped to
+    `low`..`high`, which were fixed beforehand, as was the model. `looks` are evenly spaced, the last is the newest.
+    """
+
+    low: float
+    high: float
+    block_days: float
+    frozen_model: bool
+    looks: tuple[Look, ...]
+
+    @property
+    def last(self) -> Look:
+        """The newest look."""
+        return self.looks[-1]
+
+
+class Spend(msgspec.Struct, frozen=True, kw_only=True):
+    """What a target would be expected to spend in a period of the budget, at the rate of decisions of the log."""
+
+    expected: float
+    budget: float | None
+    period_days: float
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the budget covers it at the prices of the log."""
+        return self.budget is None or self.expected <= self.budget
+
+
 class Score(msgspec.Struct, frozen=True, kw_only=True):
     """What one target is worth per decision, and what it would do.
 
-    `estimates` by estimator; `lift` over the reference and `over_hold` are paired differences by DR;
-    `events` are expected counts per decision by DR; `mix` is the share of nudges by factor and level;
-    `nudged` the share of decisions that nudge; `cost` is expected per decision.
+    `estimates` by estimator; `lift` over the reference and `over_hold` are paired differences by DR, and so is
+    `against` over each baseline; `events` are expected counts per decision by DR; `mix` is the share of nudges by
+    factor and level; `nudged` the share of decisions that nudge; `cost` is expected per decision. `intervals` are
+    others for the value (BCa and Poisson bootstrap of DR, empirical likelihood without a model); `picked` is the rung
+    of the ladder that SLOPE picked. `messages` and `opt_outs` are per customer over the log; `cost_per_outcome` is what
+    one more goal event than without nudges costs, None where more were not shown.
     """
 
     name: str
@@ -77,6 +134,16 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     cost: float
     mix: dict[str, dict[str, float]]
     stages: tuple[StageScore, ...]
+    segments: tuple[StageScore, ...] = ()
+    against: dict[str, Estimate] = {}
+    intervals: dict[str, Interval] = {}
+    picked: str = ""
+    sequence: AnytimeValid | None = None
+    messages: float = 0.0
+    opt_outs: Estimate | None = None
+    cost_per_outcome: Estimate | None = None
+    spend: Spend | None = None
+    sensitivity: Sensitivity | None = None
 
     @property
     def value(self) -> Estimate:
@@ -115,6 +182,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     scores: tuple[Score, ...]
     effects: tuple[Effect, ...]
     checks: tuple[Check, ...]
+    propensities: Literal["logged", "estimated"] = "logged"
+    guardrails: tuple[GuardrailPrice, ...] = ()
+    shared_budget: bool = False
 
     def score(self, name: str) -> Score:
         """Return a target's score; ValueError if there is none of that name."""
@@ -202,6 +272,7 @@ def evaluate(
     *,
     reference: str = TODAY,
     history: Dataset | None = None,
+    loggers: Mapping[str, Callable[[Rounds], Floats]] = MappingProxyType({}),
     level: float = 0.95,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -211,7 +282,9 @@ def evaluate(
         dataset: rounds that no target has learned from: a later slice of time.
         targets: policies, with the reference among them.
         reference: the name of the target that lifts are over: the champion, or the logging policy.
-        history: earlier rounds of the same log, for the reward model only.
+        history: earlier rounds of the same log, for the reward model, and for what a sequence must fix beforehand.
+        loggers: what each logging policy would have drawn from, by its name in `dataset.loggers`; where every one of
+            several is there, targets are weighed over their mixture too (`balanced-dr`).
         level: of the intervals.
         progress: told of the blocks done.
 
@@ -225,8 +298,11 @@ def evaluate(
         if progress is not None:
             progress("evaluating", done, of)
 
-    seen = read(dataset, {t.name: t.vectors for t in targets}, models=models, tick=tick)
+    frozen = _frozen(dataset, history)
+    asked = {t.name: t.vectors for t in targets}
+    seen = read(dataset, asked, models=models, frozen=frozen, loggers=_loggers(dataset, loggers), tick=tick)
     program, rounds = dataset.program, dataset.rounds
+    scores = _scores(dataset, targets, seen, frozen=frozen, reference=reference, level=level)
     goal = program.event(program.goal)
     return Evaluation(
         program=program.name,
@@ -245,10 +321,66 @@ def evaluate(
         until=float(rounds.at.max()),
         explained=models[REWARD].explained,
         titles=_titles(program),
-        scores=_scores(dataset, targets, seen, reference=reference, level=level),
+        scores=scores,
         effects=_effects(seen, program.space, level=level),
-        checks=_checks(dataset, targets, seen),
+        checks=_checks(dataset, targets, seen, scores=scores),
+        propensities="estimated" if dataset.estimated_propensities else "logged",
+        guardrails=_guardrails(dataset, targets, scores, model=models[REWARD], frozen=frozen, level=level),
+        shared_budget=program.guardrails.budget is not None or any(i.stock is not None for i in program.incentives),
     )
+
+
+def _frozen(dataset: Dataset, history: Dataset | None) -> Frozen:
+    """Fix the range of a reward and a model before the rounds are looked at: by the history, else by the program."""
+    if history is not None and len(history) >= _FROZEN_FROM:
+        rewards = history.rounds.rewards
+        low, high = float(rewards.min()), float(rewards.max())
+        if high > low:
+            return Frozen(low, high, models_of(history, None)[REWARD])
+    low, high = declared_range(dataset.program)
+    return Frozen(low, high)
+
+
+def declared_range(program: Program) -> tuple[float, float]:
+    """Return the least and the largest reward of a decision that the program declares, each event counted once."""
+    values = [e.value for e in program.events]
+    dearest = float(program.space.action_costs.max(initial=0.0))
+    low = sum(v for v in values if v < 0) - dearest
+    high = sum(v for v in values if v > 0)
+    return low, high if high > low else low + 1.0
+
+
+def _loggers(dataset: Dataset, known: Mapping[str, Callable[[Rounds], Floats]]) -> Loggers | None:
+    """Return every logging policy's vectors and share, if there are several and all are known."""
+    codes = np.unique(dataset.rounds.loggers).tolist()
+    names = {code: dataset.loggers[code] for code in codes if code < len(dataset.loggers)}
+    if len(codes) < 2 or len(names) < len(codes) or not set(names.values()) <= set(known):
+        return None
+    shares = {code: float((dataset.rounds.loggers == code).mean()) for code in codes}
+    return Loggers({code: known[name] for code, name in names.items()}, shares)
+
+
+def _guardrails(
+    dataset: Dataset,
+    targets: Sequence[Target],
+    scores: Sequence[Score],
+    *,
+    model: RewardModel,
+    frozen: Frozen,
+    level: float,
+) -> tuple[GuardrailPrice, ...]:
+    """Price stricter rules for the best candidate, or else for the reference; caps and relaxed rules for the log's."""
+    candidates = sorted((s for s in scores if s.role == "candidate"), key=lambda s: -s.value.value)
+    name = candidates[0].name if candidates else next((s.name for s in scores if s.role == "champion"), TODAY)
+    priced = next((t for t in targets if t.name == name), None)
+    found: list[GuardrailPrice] = []
+    if priced is not None:
+        rules = guardrail_prices.stricter_rules(dataset)
+        asks = priced.role != "today"
+        found += guardrail_prices.stricter(dataset, priced.vectors, rules, model=model, asks=asks, level=level)
+    found += guardrail_prices.caps(dataset, level=level)
+    found += guardrail_prices.relaxed(dataset, low=frozen.low, high=frozen.high)
+    return tuple(found)
 
 
 def _refuse(dataset: Dataset, targets: Sequence[Target], *, reference: str) -> None:
@@ -274,41 +406,189 @@ def _titles(program: Program) -> dict[str, str]:
     return titles | {e.name: e.title or e.name for e in program.events} | {"opt_out": "Opt-outs"}
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """What scores share: DR terms (n,) and sequence terms by target, what was frozen, and the interval's level."""
+
+    terms: Mapping[str, Floats]
+    bounded: Mapping[str, sequence.Terms]
+    blocks: Bools
+    frozen: Frozen
+    reference: str
+    level: float
+
+    def estimate(self, terms: Floats, dataset: Dataset) -> Estimate:
+        return clustered(terms, dataset.rounds.customers, level=self.level)
+
+
 def _scores(
-    dataset: Dataset, targets: Sequence[Target], seen: Seen, *, reference: str, level: float
+    dataset: Dataset, targets: Sequence[Target], seen: Seen, *, frozen: Frozen, reference: str, level: float
 ) -> tuple[Score, ...]:
-    terms = {t.name: dr(seen.readings[t.name].evidence) for t in targets}
-    return tuple(
-        _score(t, dataset, seen.readings[t.name], terms=terms, reference=reference, level=level) for t in targets
+    rounds, program = dataset.rounds, dataset.program
+    compared = _Compared(
+        {t.name: dr(seen.readings[t.name].evidence) for t in targets},
+        {t.name: seen.readings[t.name].bounded for t in targets},
+        sequence.blocks(rounds, length=_block(program), until=_until(dataset)),
+        frozen,
+        reference,
+        level,
     )
+    roles = {t.name: t.role for t in targets}
+    return tuple(_score(t, dataset, seen, compared=compared, roles=roles) for t in targets)
 
 
-def _score(
-    target: Target,
-    dataset: Dataset,
-    reading: Reading,
-    *,
-    terms: Mapping[str, Floats],
-    reference: str,
-    level: float,
-) -> Score:
-    customers, space = dataset.rounds.customers, dataset.program.space
-    own = terms[target.name]
+def _block(program: Program) -> float:
+    return float(program.evaluation_horizon)
+
+
+def _until(dataset: Dataset) -> float:
+    """Until when decisions are known; for ever, for a log of one moment."""
+    at = dataset.rounds.at
+    return np.inf if at[0] == at[-1] else float(at.max()) + 1.0
+
+
+def _score(target: Target, dataset: Dataset, seen: Seen, *, compared: _Compared, roles: Mapping[str, Role]) -> Score:
+    reading, terms = seen.readings[target.name], compared.terms
+    customers, level = dataset.rounds.customers, compared.level
+    own, other = terms[target.name], terms[compared.reference]
     share = reading.chosen.sum(axis=0) / len(dataset)
+    per = len(dataset) / len(np.unique(customers))
+    events = {name: clustered(x, customers, level=level) for name, x in reading.events.items()}
+    lift = clustered(own - other, customers, level=level)
     return Score(
         name=target.name,
         title=target.title,
         role=target.role,
         version=target.version,
         estimates={name: clustered(x, customers, level=level) for name, x in reading.estimates().items()},
-        lift=clustered(own - terms[reference], customers, level=level),
+        lift=lift,
         over_hold=clustered(own - terms["hold"], customers, level=level) if "hold" in terms else None,
-        events={name: clustered(x, customers, level=level) for name, x in reading.events.items()},
+        against={
+            name: clustered(own - terms[name], customers, level=level)
+            for name, role in roles.items()
+            if role in ("today", "baseline", "champion") and name != target.name
+        },
+        events=events,
         nudged=float(1.0 - share[HOLD]),
-        cost=float(share @ space.action_costs),
-        mix=_mix(share, space),
-        stages=_stages(dataset, reading, own=own, other=terms[reference], level=level),
+        cost=float(share @ dataset.program.space.action_costs),
+        mix=_mix(share, dataset.program.space),
+        stages=_stages(dataset, reading, own=own, other=other, level=level),
+        segments=_segments(dataset, reading, own=own, other=other, level=level),
+        intervals=_intervals(own, reading, customers, level=level),
+        picked=reading.picked(),
+        sequence=_sequence(target.name, dataset, compared),
+        messages=float(1.0 - share[HOLD]) * per,
+        opt_outs=_times(events["opt_out"], per) if "opt_out" in events else None,
+        cost_per_outcome=_cost_per_outcome(target.name, dataset, seen, level=level),
+        spend=_spend(dataset, cost=float(reading.costs.mean())),
+        sensitivity=_sensitivity(target.name, dataset, seen, lift=lift, reference=compared.reference, roles=roles),
     )
+
+
+def _times(e: Estimate, factor: float) -> Estimate:
+    """Return an estimate in another unit."""
+    return msgspec.structs.replace(
+        e, value=e.value * factor, low=e.low * factor, high=e.high * factor, error=e.error * factor
+    )
+
+
+def _intervals(own: Floats, reading: Reading, customers: Ints, *, level: float) -> dict[str, Interval]:
+    """Return other intervals for a value: by resampling customers, and by likelihood without a model."""
+    few = condensed(own, customers)
+    key = int.from_bytes(hashlib.blake2b(own.tobytes(), digest_size=8).digest(), "big")
+    rng = np.random.Generator(np.random.Philox(key=key))  # keyed by the terms: the same log gives the same interval
+    evidence = reading.evidence
+    low, high = float(evidence.rewards.min()), float(evidence.rewards.max())
+    found = {
+        "bca": few.bca(rng=rng, level=level, resamples=_RESAMPLES),
+        "poisson": few.poisson(rng=rng, level=level, resamples=_RESAMPLES),
+    }
+    if high > low and evidence.weights.any():
+        found["likelihood"] = likelihood(evidence.weights, evidence.rewards, customers, low=low, high=high, level=level)
+    return found
+
+
+def _sequence(name: str, dataset: Dataset, compared: _Compared) -> AnytimeValid | None:
+    """Return the sequence of a target's value and of its lift, at evenly spaced looks."""
+    rows, frozen = np.flatnonzero(compared.blocks), compared.frozen
+    if not len(rows):
+        return None
+    customers = dataset.rounds.customers[rows]
+    own = sequence.Terms(*(x[rows] for x in compared.bounded[name]))
+    other = sequence.Terms(*(x[rows] for x in compared.bounded[compared.reference]))
+    value = sequence.looks(own, customers, low=frozen.low, high=frozen.high, level=compared.level)
+    width = frozen.high - frozen.low
+    gap = sequence.difference(own, other)
+    lift = sequence.looks(gap, customers, low=-width, high=width, level=compared.level)
+    shown = np.unique(np.linspace(1, len(value.low), _LOOKS).round().astype(np.intp)) - 1
+    same = name == compared.reference
+    return AnytimeValid(
+        low=frozen.low,
+        high=frozen.high,
+        block_days=_block(dataset.program) / DAY,
+        frozen_model=frozen.model is not None,
+        looks=tuple(
+            Look(
+                customers=int(i) + 1,
+                low=float(value.low[i]),
+                high=float(value.high[i]),
+                lift_low=0.0 if same else float(lift.low[i]),
+                lift_high=0.0 if same else float(lift.high[i]),
+            )
+            for i in shown
+        ),
+    )
+
+
+def _cost_per_outcome(name: str, dataset: Dataset, seen: Seen, *, level: float) -> Estimate | None:
+    """Return what one more goal event than without nudges costs (delta method); None where more are not shown."""
+    goal = dataset.program.goal
+    if "hold" not in seen.readings or name == "hold" or goal not in seen.readings[name].events:
+        return None
+    customers = dataset.rounds.customers
+    more = seen.readings[name].events[goal] - seen.readings["hold"].events[goal]
+    gained = clustered(more, customers, level=level)
+    if gained.low <= 0:
+        return None
+    costs = seen.readings[name].costs
+    ratio = float(costs.mean() / more.mean())
+    return clustered(ratio + (costs - ratio * more) / more.mean(), customers, level=level)
+
+
+def _spend(dataset: Dataset, *, cost: float) -> Spend | None:
+    """Return a target's expected spend in a period of the budget, at the log's rate of decisions, if it has one."""
+    at, budget = dataset.rounds.at, dataset.program.guardrails.budget
+    span = float(at[-1] - at[0])
+    if span <= 0:
+        return None
+    period = float(budget.period) if budget else 7.0 * DAY
+    return Spend(
+        expected=cost * len(at) / span * period,
+        budget=float(budget.amount) if budget else None,
+        period_days=period / DAY,
+    )
+
+
+def _sensitivity(
+    name: str,
+    dataset: Dataset,
+    seen: Seen,
+    *,
+    lift: Estimate,
+    reference: str,
+    roles: Mapping[str, Role],
+) -> Sensitivity | None:
+    """Return how far off estimated propensities may be before the lift is not shown; None where they were logged."""
+    if not dataset.estimated_propensities or name == reference:
+        return None
+    pair = Pair(
+        seen.readings[name].evidence,
+        seen.readings[reference].evidence,
+        dataset.rounds.propensities,
+        lift.high - lift.value,
+        roles[reference] == "today",
+    )
+    return sensitivity(pair, target=name)
 
 
 def _mix(share: Floats, space: ActionSpace) -> dict[str, dict[str, float]]:
@@ -344,6 +624,39 @@ def _stages(dataset: Dataset, reading: Reading, *, own: Floats, other: Floats, l
     return tuple(found)
 
 
+def _segments(
+    dataset: Dataset, reading: Reading, *, own: Floats, other: Floats, level: float
+) -> tuple[StageScore, ...]:
+    """Score a target among the rounds of each segment: each category of an attribute that has customers enough."""
+    found = []
+    for key, rows in _segment_rows(dataset).items():
+        customers = dataset.rounds.customers[rows]
+        if len(np.unique(customers)) < _SEGMENT_CUSTOMERS:
+            continue
+        found.append(
+            StageScore(
+                stage=key,
+                title=key.replace("_", " ").replace("=", ": ", 1),
+                rounds=int(rows.sum()),
+                share=float(rows.mean()),
+                nudged=float(reading.nudging[rows].mean()),
+                value=clustered(own[rows], customers, level=level),
+                lift=clustered((own - other)[rows], customers, level=level),
+            )
+        )
+    return tuple(found)
+
+
+def _segment_rows(dataset: Dataset) -> dict[str, Bools]:
+    """Which rounds (n,) are of each category of each attribute, by the name of its feature."""
+    features = dataset.program.features
+    names = [f"{a.name}={c}" for a in dataset.program.attributes if a.kind == "category" for c in a.categories]
+    contexts = dataset.rounds.contexts
+    return {
+        n: contexts[:, features.index(n)] > 0 for n in names if n in features and features.index(n) < contexts.shape[1]
+    }
+
+
 def _effects(seen: Seen, space: ActionSpace, *, level: float) -> tuple[Effect, ...]:
     """Return what each level adds over hold, where enough customers could have received it."""
     found = []
@@ -356,29 +669,40 @@ def _effects(seen: Seen, space: ActionSpace, *, level: float) -> tuple[Effect, .
     return tuple(found)
 
 
-def _checks(dataset: Dataset, targets: Sequence[Target], seen: Seen) -> tuple[Check, ...]:
-    rounds = dataset.rounds
+def _checks(dataset: Dataset, targets: Sequence[Target], seen: Seen, *, scores: Sequence[Score]) -> tuple[Check, ...]:
+    rounds, program = dataset.rounds, dataset.program
     found = [
         diagnostics.vectors(rounds),
-        diagnostics.calibration(seen.counts, dataset.program.space),
+        diagnostics.calibration(seen.counts, program.space),
         diagnostics.known_propensities(dataset),
         diagnostics.maturity(dataset),
+        diagnostics.drift(rounds.rewards, rounds),
+        diagnostics.context_drift(rounds, program.features[: rounds.contexts.shape[1]]),
     ]
-    low, high = float(rounds.rewards.min()), float(rounds.rewards.max())
-    stages = tuple(s.title for s in dataset.program.stages)
-    for t in targets:
-        if t.role == "today":
-            continue
-        reading = seen.readings[t.name]
-        e = reading.evidence
-        gap = clustered(dr(e) - dm(e), rounds.customers)
-        found += [
-            diagnostics.support(reading.unsupported, e, target=t.name, floor=low, ceiling=high),
-            diagnostics.mean_weight(e, rounds.customers, target=t.name),
-            diagnostics.effective_size(e, target=t.name),
-            diagnostics.tails(e, target=t.name),
-            diagnostics.overlap(e, dataset.stages, names=stages, target=t.name),
-            diagnostics.agreement(gap, target=t.name),
-            diagnostics.interactions(clustered(reading.interactions(), rounds.customers), target=t.name),
-        ]
+    for t, score in zip(targets, scores, strict=True):
+        if t.role != "today":
+            found += _target_checks(t, dataset, seen.readings[t.name], spend=score.spend)
     return tuple(found)
+
+
+def _target_checks(target: Target, dataset: Dataset, reading: Reading, *, spend: Spend | None) -> list[Check]:
+    rounds, e, name = dataset.rounds, reading.evidence, target.name
+    low, high = float(rounds.rewards.min()), float(rounds.rewards.max())
+    stages = {s.title: dataset.stages == i for i, s in enumerate(dataset.program.stages)}
+    gap = clustered(dr(e) - dm(e), rounds.customers)
+    found = [
+        diagnostics.support(reading.unsupported, e, target=name, floor=low, ceiling=high),
+        diagnostics.mean_weight(e, rounds.customers, target=name),
+        diagnostics.effective_size(e, target=name),
+        diagnostics.tails(e, target=name),
+        diagnostics.overlap(e, stages, kind="stage", target=name),
+        diagnostics.agreement(gap, target=name),
+        diagnostics.interactions(clustered(reading.interactions(), rounds.customers), target=name),
+        diagnostics.drift(dr(e), rounds, target=name),
+    ]
+    if segments := _segment_rows(dataset):
+        found.append(diagnostics.overlap(e, segments, kind="segment", target=name))
+    if spend is not None and spend.budget is not None:
+        said = f"{spend.budget:,.2f} {dataset.program.currency} in {spend.period_days:g} days"
+        found.append(diagnostics.spending(spend.expected, spend.budget, target=name, said=said))
+    return found

@@ -27,6 +27,9 @@ DECISION, OUTCOME = "decision", "outcome"
 IMPORTED = "imported"
 """The policy of decisions that another system made: a log that is whole when it comes in."""
 
+ESTIMATED = "imported-estimated"
+"""The same, of a log that did not say its chances: they were estimated, and every row says so."""
+
 SCHEMA = pa.schema(
     [
         ("kind", pa.string()),

@@ -4,11 +4,14 @@
 name = "hillstrom"                      # the program it becomes
 title = "Hillstrom e-mail test"
 at = "2008-03-20"                       # one date, or a column
+reward_range = [0.0, 1.0]               # optional: a reward out of it is refused
 
 [columns]
 action = "segment"
-propensity = 0.3333333333333333         # the chance of the action taken: a number, or a column
-reward = "visit"                        # customer = "..." too, where one customer has several rows
+propensity = 0.3333333333333333         # the chance of the action taken: a number, or a column; leave it out where
+                                        # the log has none: it is estimated from [context], and marked so everywhere
+reward = "visit"                        # customer = "..." too, where one customer has several rows; id = "..." where
+                                        # rows have one: the same id twice is refused
 
 [actions]                               # what the log calls them: ours, as incentive/tone/timing
 "No E-Mail" = "hold"
@@ -17,6 +20,10 @@ reward = "visit"                        # customer = "..." too, where one custom
 [context]                               # columns that a policy may see: number, category or flag
 recency = "number"
 womens = "category"
+
+[propensities]                          # optional, in place of columns.propensity: the whole vector, a column an action
+"No E-Mail" = "p_none"
+"Mens E-Mail" = "p_mens"
 
 [[rules]]                               # optional: what is done today, to compare with
 incentive = "mens"
@@ -43,10 +50,12 @@ import pyarrow.parquet
 from msgspec import Meta
 
 from optimizer.actions import HOLD, Floats
-from optimizer.customer import cohort, features, new_customer, snapshots
+from optimizer.customer import cohort, columns_of, encode, features, new_customer, snapshots
 from optimizer.events import Decision, Outcome, Scalar
 from optimizer.program import Name, Program, Rule
 from training import events as log
+from training import propensities
+from training.ope import SUM_TOLERANCE
 
 EVENT = "reward"
 """The one event of an imported program: what the log calls its reward."""
@@ -60,8 +69,9 @@ Progress = Callable[[str, int, int], None]
 class _Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     action: str
     reward: str
-    propensity: str | Annotated[float, Meta(gt=0, le=1)]
+    propensity: str | Annotated[float, Meta(gt=0, le=1)] | None = None
     customer: str | None = None
+    id: str | None = None
 
 
 class Meaning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,6 +86,13 @@ class Meaning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     context: dict[str, Literal["number", "category", "flag"]] = {}
     costs: dict[str, Annotated[float, Meta(ge=0)]] = {}
     rules: tuple[Rule, ...] = ()
+    propensities: dict[str, str] = {}
+    reward_range: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the log does not say its chances."""
+        return self.columns.propensity is None and not self.propensities
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +104,7 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
     customers: int
     rewarded: int
     mean_reward: float
+    propensities: Literal["logged", "estimated"]
     archive: str
 
 
@@ -119,6 +137,7 @@ def read(log_file: Path, mapping: Path, *, archive: Path, progress: Progress | N
         customers=len({d.customer_id for d in decisions}),
         rewarded=len(outcomes),
         mean_reward=math.fsum(rewards) / len(decisions),
+        propensities="estimated" if meaning.estimated else "logged",
         archive=str(archive),
     )
 
@@ -128,11 +147,22 @@ def _meaning(mapping: Path) -> Meaning:
         raw = tomllib.loads(mapping.read_text(encoding="utf-8"))
         if hasattr(raw.get("at"), "isoformat"):  # TOML has dates of its own
             raw["at"] = raw["at"].isoformat()
-        return msgspec.convert(raw, Meaning)
+        meaning = msgspec.convert(raw, Meaning)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{mapping.name}: {error}; mend the TOML at that place") from None
     except msgspec.ValidationError as error:
         raise ValueError(f"{mapping.name}: {error}; the head of training/importing.py shows a whole one") from None
+    if meaning.propensities and (
+        meaning.columns.propensity is not None or set(meaning.propensities) != set(meaning.actions)
+    ):
+        raise ValueError(
+            f"{mapping.name}: [propensities] names {', '.join(meaning.propensities)}; expected a column for each of "
+            f"[actions] ({', '.join(meaning.actions)}), and no columns.propensity beside it"
+        )
+    low, high = meaning.reward_range
+    if not low < high:
+        raise ValueError(f"{mapping.name}: reward_range = [{low:g}, {high:g}]; expected the lower end first: [0, 1]")
+    return meaning
 
 
 def _table(log_file: Path) -> pa.Table:
@@ -141,8 +171,10 @@ def _table(log_file: Path) -> pa.Table:
             table = pyarrow.parquet.read_table(log_file)
         else:
             table = pyarrow.csv.read_csv(log_file)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{log_file.name}: {error}; expected CSV with a header (also .gz), or Parquet") from None
+    except (pa.ArrowInvalid, OSError, EOFError) as error:
+        said = str(error).split("\n")[0]
+        mend = "expected CSV with a header (also .gz), or Parquet; if it was cut short, copy it again"
+        raise ValueError(f"{log_file.name}: cannot be read ({said}); {mend}") from None
     if not len(table):
         raise ValueError(f"{log_file.name}: has no rows; expected one row a round")
     return table
@@ -151,6 +183,7 @@ def _table(log_file: Path) -> pa.Table:
 def _columns_exist(meaning: Meaning, table: pa.Table, *, log_file: Path, mapping: Path) -> None:
     named = {f"columns.{k}": v for k, v in msgspec.to_builtins(meaning.columns).items() if isinstance(v, str)}
     named |= {f"context.{column}": column for column in meaning.context}
+    named |= {f"propensities.{action}": column for action, column in meaning.propensities.items()}
     for key, column in named.items():
         if column not in table.column_names:
             raise ValueError(
@@ -238,24 +271,23 @@ def _quoted(text: str) -> str:
 def _records(
     meaning: Meaning, program: Program, table: pa.Table, *, log_file: Path, progress: Progress | None
 ) -> tuple[list[Decision], list[Outcome]]:
-    place = _Place(log_file.name)
-    rewards = place.numbers(table, meaning.columns.reward)
-    chances = _propensities(meaning, table, place=place)
+    place = _Place(log_file.name, first=1 if log_file.suffix == ".parquet" else 2)
+    rewards = _rewards(meaning, table, place=place)
     actions = _actions(meaning, program, table)
     at = _times(meaning, table, place=place)
     who = _customers(meaning, table, place=place)
+    names = _ids(meaning, table, place=place)
     contexts = _contexts(meaning, program, table, at=at)
-    vectors = _vectors(program.space.k, actions, chances)
+    vectors = _vectors(meaning, program, table, actions=actions, contexts=contexts, who=who, place=place)
     decisions, outcomes = [], []
     for i in range(len(table)):
-        decision_id = f"{log_file.name}#{i}"
         decisions.append(
             Decision(
                 customer_id=who[i],
                 program=program.name,
-                decision_id=decision_id,
+                decision_id=names[i],
                 program_version=program.version,
-                policy=log.IMPORTED,
+                policy=log.ESTIMATED if meaning.estimated else log.IMPORTED,
                 policy_version=log_file.name,
                 arm="champion",
                 at=at[i],
@@ -275,8 +307,8 @@ def _records(
             happened = Outcome(
                 customer_id=who[i],
                 program=program.name,
-                outcome_id=decision_id,
-                decision_id=decision_id,
+                outcome_id=names[i],
+                decision_id=names[i],
                 event=EVENT,
                 value=float(rewards[i]),
                 at=at[i] + 1.0,
@@ -291,12 +323,13 @@ def _records(
 
 
 class _Place(msgspec.Struct, frozen=True):
-    """The file that messages name."""
+    """The file that messages name, and the number of its first row: 2 where a header is above it."""
 
     file: str
+    first: int = 2
 
     def error(self, row: int, column: str, problem: str, mend: str) -> ValueError:
-        return ValueError(f"{self.file}: row {row + 2}, column {column}: {problem}; {mend}")
+        return ValueError(f"{self.file}: row {row + self.first}, column {column}: {problem}; {mend}")
 
     def numbers(self, table: pa.Table, column: str) -> Floats:
         """Shape (n,): a column as numbers; ValueError names the first row that is none."""
@@ -322,10 +355,38 @@ def _is_number(value: object) -> bool:
     return True
 
 
+def _rewards(meaning: Meaning, table: pa.Table, *, place: _Place) -> Floats:
+    rewards = place.numbers(table, meaning.columns.reward)
+    low, high = meaning.reward_range
+    outside = (rewards < low) | (rewards > high)
+    if outside.any():
+        row = int(np.argmax(outside))
+        problem = f"{rewards[row]:g} is out of the declared range {low:g} to {high:g}"
+        raise place.error(row, meaning.columns.reward, problem, "correct it, or change reward_range")
+    return rewards
+
+
+def _ids(meaning: Meaning, table: pa.Table, *, place: _Place) -> list[str]:
+    """Return the rows' own ids, or made ones; ValueError names the second row of an id."""
+    column = meaning.columns.id
+    if column is None:
+        return [f"{place.file}#{i}" for i in range(len(table))]
+    names: list[str] = table[column].cast(pa.string()).to_pylist()
+    seen: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if not name:
+            raise place.error(row, column, "is empty", "give each row an id, or leave columns.id out")
+        if name in seen:
+            problem = f"{name!r} is the id of row {seen[name] + place.first} too"
+            raise place.error(row, column, problem, "a round is counted once: leave one of them out")
+        seen[name] = row
+    return names
+
+
 def _propensities(meaning: Meaning, table: pa.Table, *, place: _Place) -> Floats:
     given = meaning.columns.propensity
     if not isinstance(given, str):
-        return np.full(len(table), float(given))
+        return np.full(len(table), float(given or 0.0))
     chances = place.numbers(table, given)
     wrong = (chances <= 0) | (chances > 1)
     if wrong.any():
@@ -356,12 +417,16 @@ def _times(meaning: Meaning, table: pa.Table, *, place: _Place) -> list[float]:
 
 
 def _customers(meaning: Meaning, table: pa.Table, *, place: _Place) -> list[str]:
-    if meaning.columns.customer is None:
+    column = meaning.columns.customer
+    if column is None:
         return [f"row-{i + 1}" for i in range(len(table))]
-    names: list[str] = table[meaning.columns.customer].cast(pa.string()).to_pylist()
+    names: list[str] = table[column].cast(pa.string()).to_pylist()
     row = next((i for i, name in enumerate(names) if not name), None)
     if row is not None:
-        raise place.error(row, meaning.columns.customer, "is empty", "name the customer, or leave the row out")
+        raise place.error(row, column, "is empty", "name the customer, or leave the row out")
+    if len(set(names)) == 1:
+        problem = f"every row is of one customer, {names[0]!r}"
+        raise place.error(0, column, problem, "a log shows how customers differ: it needs two at least")
     return names
 
 
@@ -381,9 +446,63 @@ def _values(column: pa.ChunkedArray, kind: str) -> list[Scalar]:
     return list(column.cast(pa.float64()).to_pylist())
 
 
-def _vectors(k: int, actions: npt.NDArray[np.intp], chances: Floats) -> npt.NDArray[np.float32]:
-    """Shape (n, k): the logged chance at the action taken, what is left spread evenly over the others."""
-    rest = (1.0 - chances) / max(k - 1, 1)
-    vectors = np.repeat(rest[:, None], k, axis=1)
+def _vectors(
+    meaning: Meaning,
+    program: Program,
+    table: pa.Table,
+    *,
+    actions: npt.NDArray[np.intp],
+    contexts: Sequence[Mapping[str, Scalar]],
+    who: Sequence[str],
+    place: _Place,
+) -> npt.NDArray[np.float32]:
+    """Shape (n, k): as logged; or of what was done, the rest spread evenly over the other actions; or estimated."""
+    k, ours = program.space.k, [program.space.names.index(a) for a in meaning.actions.values()]
+    if meaning.propensities:
+        return _whole(meaning, table, k=k, ours=ours, actions=actions, place=place)
+    if meaning.estimated:
+        customers = np.unique(np.asarray(who), return_inverse=True)[1]
+        try:
+            found = propensities.estimate(encode(program, columns_of(program, contexts)), actions, customers, k=k)
+        except ValueError as error:
+            raise ValueError(f"{place.file}: column {meaning.columns.action}: {error}") from None
+        return found.astype("<f4")
+    chances = _propensities(meaning, table, place=place)
+    others = np.unique(ours)
+    rest = (1.0 - chances) / max(len(others) - 1, 1)
+    vectors = np.zeros((len(actions), k))
+    vectors[:, others] = rest[:, None]
     vectors[np.arange(len(actions)), actions] = chances
+    return vectors.astype("<f4")
+
+
+def _whole(
+    meaning: Meaning,
+    table: pa.Table,
+    *,
+    k: int,
+    ours: Sequence[int],
+    actions: npt.NDArray[np.intp],
+    place: _Place,
+) -> npt.NDArray[np.float32]:
+    """Shape (n, k): vectors that the log has whole, each checked."""
+    vectors = np.zeros((len(actions), k))
+    columns = list(meaning.propensities.values())
+    for name, index in zip(meaning.actions, ours, strict=True):
+        column = meaning.propensities[name]
+        chances = place.numbers(table, column)
+        if (wrong := (chances < 0) | (chances > 1)).any():
+            row = int(np.argmax(wrong))
+            raise place.error(row, column, f"{chances[row]:g} is no probability", "give a number from 0 to 1")
+        vectors[:, index] += chances
+    sums = vectors.sum(axis=1)
+    if (wrong := np.abs(sums - 1.0) > SUM_TOLERANCE).any():
+        row = int(np.argmax(wrong))
+        problem = f"the chances of row {row + place.first} sum to {sums[row]:.8g}"
+        raise place.error(row, ", ".join(columns), problem, "give the vector that was drawn from: it sums to 1")
+    drawn = vectors[np.arange(len(actions)), actions]
+    if (wrong := drawn <= 0).any():
+        row = int(np.argmax(wrong))
+        column = meaning.propensities[table[meaning.columns.action].cast(pa.string())[row].as_py()]
+        raise place.error(row, column, "the action drawn has chance 0", "give the vector that it was drawn from")
     return vectors.astype("<f4")

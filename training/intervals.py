@@ -4,6 +4,7 @@ A customer's rounds depend on each other, so the customer is the unit: terms are
 their spread is taken.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -87,6 +88,64 @@ def by_customer(sums: Floats, sizes: Floats, *, level: float = 0.95) -> Estimate
     )
 
 
+@dataclass(frozen=True)
+class Condensed:
+    """Sums of terms and numbers of rounds by customer, (G,): all that resampling customers needs."""
+
+    sums: Floats
+    sizes: Floats
+
+    @property
+    def value(self) -> float:
+        """The mean of the terms."""
+        return float(self.sums.sum() / self.sizes.sum())
+
+    def bca(self, *, rng: np.random.Generator, level: float = 0.95, resamples: int = 2_000) -> Interval:
+        """As the function `bca`."""
+        sums, sizes, value, groups = self.sums, self.sizes, self.value, len(self.sizes)
+        draws = np.concatenate([_resampled(sums, sizes, rng=rng, times=times) for times in _chunks(resamples, groups)])
+        below = (np.count_nonzero(draws < value) + 0.5 * np.count_nonzero(draws == value)) / resamples
+        bias = float(ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples)))
+        without = (sums.sum() - sums) / (sizes.sum() - sizes)
+        bent = without.mean() - without
+        acceleration = float((bent**3).sum() / max(6.0 * (bent @ bent) ** 1.5, 1e-300))
+        z = ndtri([0.5 - level / 2, 0.5 + level / 2])
+        shares = ndtr(bias + (bias + z) / (1.0 - acceleration * (bias + z)))
+        low, high = (float(x) for x in np.quantile(draws, shares))
+        return Interval(value=value, low=low, high=high, level=level, method="bca bootstrap")
+
+    def poisson(self, *, rng: np.random.Generator, level: float = 0.95, resamples: int = 2_000) -> Interval:
+        """As the function `poisson`."""
+        draws = []
+        for times in _chunks(resamples, len(self.sizes)):
+            counts = rng.poisson(1.0, size=(times, len(self.sizes))).astype(np.float64)
+            draws.append((counts @ self.sums) / np.maximum(counts @ self.sizes, 1.0))
+        low, high = (float(x) for x in np.quantile(np.concatenate(draws), [0.5 - level / 2, 0.5 + level / 2]))
+        return Interval(value=self.value, low=low, high=high, level=level, method="poisson bootstrap")
+
+
+MOST_GROUPS = 2_048
+"""Customers that are resampled one by one; more of them are gathered, by a scramble, in so many groups."""
+
+
+def condensed(terms: Floats, customers: Ints, *, most: int = MOST_GROUPS) -> Condensed:
+    """Sum terms (n,) by customer; where there are more than `most`, by as many groups of customers.
+
+    A group of whole customers is a cluster as good as one of them, and a few thousand tell the spread of a mean: a
+    million customers take no longer than two thousand.
+
+    >>> condensed(np.array([1.0, 2.0, 4.0]), np.array([5, 5, 9])).sums.tolist()
+    [3.0, 4.0]
+    """
+    sums, sizes = _by_customer(terms, customers)
+    if len(sums) <= most:
+        return Condensed(sums, sizes)
+    group = (np.arange(len(sums), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)) % np.uint64(most)
+    codes = group.astype(np.intp)
+    gathered = (np.bincount(codes, weights=x, minlength=most).astype(np.float64) for x in (sums, sizes))
+    return Condensed(*gathered)
+
+
 def bca(
     terms: Floats, customers: Ints, *, rng: np.random.Generator, level: float = 0.95, resamples: int = 2_000
 ) -> Interval:
@@ -97,18 +156,7 @@ def bca(
     >>> found.low < found.value < found.high and found.high - found.value > found.value - found.low
     True
     """
-    sums, sizes = _by_customer(terms, customers)
-    value, groups = sums.sum() / sizes.sum(), len(sizes)
-    draws = np.concatenate([_resampled(sums, sizes, rng=rng, times=times) for times in _chunks(resamples, groups)])
-    below = (np.count_nonzero(draws < value) + 0.5 * np.count_nonzero(draws == value)) / resamples
-    bias = float(ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples)))
-    without = (sums.sum() - sums) / (sizes.sum() - sizes)
-    bent = without.mean() - without
-    acceleration = float((bent**3).sum() / max(6.0 * (bent @ bent) ** 1.5, 1e-300))
-    z = ndtri([0.5 - level / 2, 0.5 + level / 2])
-    shares = ndtr(bias + (bias + z) / (1.0 - acceleration * (bias + z)))
-    low, high = (float(x) for x in np.quantile(draws, shares))
-    return Interval(value=float(value), low=low, high=high, level=level, method="bca bootstrap")
+    return condensed(terms, customers, most=len(terms)).bca(rng=rng, level=level, resamples=resamples)
 
 
 def poisson(
@@ -121,13 +169,7 @@ def poisson(
     >>> found.low < 0 < found.high
     True
     """
-    sums, sizes = _by_customer(terms, customers)
-    draws = []
-    for times in _chunks(resamples, len(sizes)):
-        counts = rng.poisson(1.0, size=(times, len(sizes)))
-        draws.append((counts @ sums) / np.maximum(counts @ sizes, 1.0))
-    low, high = (float(x) for x in np.quantile(np.concatenate(draws), [0.5 - level / 2, 0.5 + level / 2]))
-    return Interval(value=float(sums.sum() / sizes.sum()), low=low, high=high, level=level, method="poisson bootstrap")
+    return condensed(terms, customers, most=len(terms)).poisson(rng=rng, level=level, resamples=resamples)
 
 
 def _by_customer(terms: Floats, customers: Ints) -> tuple[Floats, Floats]:

@@ -228,6 +228,15 @@ def slope(rows: Sequence[Floats]) -> Floats:
     >>> slope([rough, fine, wrong]).tolist()
     [0.9, 1.1, 1.0]
     """
+    return rows[rung(rows)]
+
+
+def rung(rows: Sequence[Floats]) -> int:
+    """Return which of several rows of terms `slope` picks.
+
+    >>> rung([np.array([-1.0, 3.0, 1.0]), np.array([0.9, 1.1, 1.0]), np.array([9.0, 9.0, 9.0])])
+    1
+    """
     values = [float(terms.mean()) for terms in rows]
     widths = [2.0 * float(terms.std()) / np.sqrt(len(terms)) for terms in rows]
     chosen = 0
@@ -236,7 +245,7 @@ def slope(rows: Sequence[Floats]) -> Floats:
         if any(abs(values[i] - values[j]) > slack[j] for j in range(i)):
             break
         chosen = i
-    return rows[chosen]
+    return chosen
 
 
 def pseudo_inverse(rounds: Rounds, space: ActionSpace, *, order: Literal[1, 2]) -> Floats:
@@ -290,13 +299,23 @@ _CELLS = 4_000_000
 """How many numbers a block of `pseudo_inverse` may hold: tens of megabytes."""
 
 
+_SMALL = 48
+"""Columns up to which Gram matrices are inverted together: one at a time, the calls would cost more than the work."""
+
+
 def _solved(grams: Floats, drawn: Floats) -> Floats:
     """Return `G^+ f` (n, p) for f in the range of G (n, p, p): a slight ridge, then its error taken out again."""
     ridge = 1e-7 * np.eye(grams.shape[1])
+    if grams.shape[1] <= _SMALL:
+        inverse = np.linalg.inv(grams + ridge)
+        together = np.zeros((*drawn.shape, 1))
+        for _ in range(5):  # each pass divides the error by an eigenvalue over 1e-7
+            together += inverse @ (drawn[:, :, None] - grams @ together)
+        return np.ascontiguousarray(together[:, :, 0])
     found = np.zeros(drawn.shape)
     for row, (gram, wanted) in enumerate(zip(grams, drawn, strict=True)):
         factor = cho_factor(gram + ridge, overwrite_a=True, check_finite=False)
-        for _ in range(4):  # each pass divides the error by an eigenvalue over 1e-7
+        for _ in range(4):
             found[row] += cho_solve(factor, wanted - gram @ found[row], check_finite=False)
     return found
 
@@ -313,7 +332,7 @@ def _columns(space: ActionSpace, *, order: Literal[1, 2]) -> Floats:
     return np.hstack([np.ones_like(nudge), nudge, *hot, *pairs]).astype(np.float64)
 
 
-def balanced(rounds: Rounds, vectors: Mapping[int, Floats]) -> Rounds:
+def balanced(rounds: Rounds, vectors: Mapping[int, Floats], *, shares: Mapping[int, float] | None = None) -> Rounds:
     """Return rounds of several logging policies as if one mixture of them had drawn them all.
 
     Where policies differ, weights over the mixture spread far less than over each round's own vector, and stay
@@ -322,6 +341,7 @@ def balanced(rounds: Rounds, vectors: Mapping[int, Floats]) -> Rounds:
     Args:
         rounds: n rounds.
         vectors: for each logger's code, what it would have drawn from on every round (n, k).
+        shares: of each logger in the whole log, where these rounds are a part of it; else as they are here.
 
     >>> rounds = Rounds(
     ...     contexts=np.ones((2, 1)), allowed=np.ones((2, 2), dtype=bool),
@@ -337,9 +357,9 @@ def balanced(rounds: Rounds, vectors: Mapping[int, Floats]) -> Rounds:
             f"rounds of loggers {sorted(missing)} are there, but not what those policies would draw from on the other "
             "rounds; give their vectors, or evaluate each logger's rounds apart"
         )
-    shares = {code: float((rounds.loggers == code).mean()) for code in vectors}
+    shares = shares or {code: float((rounds.loggers == code).mean()) for code in vectors}
     mixture = np.sum([share * vectors[code] for code, share in shares.items()], axis=0)
-    return replace(rounds, probabilities=mixture.astype(np.float32))
+    return replace(rounds, probabilities=mixture.astype(rounds.probabilities.dtype))
 
 
 def _ratio(weights: Floats, values: Floats) -> Floats:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optimizer.actions import ActionSpace, Floats
+from optimizer.actions import HOLD, ActionSpace, Floats
 from optimizer.policy import Rounds
-from training import diagnostics, reward_model
+from training import diagnostics, reward_model, sequence
 from training.dataset import Dataset
 from training.diagnostics import Tally
-from training.ope import ESTIMATORS, Evidence, dr, pseudo_inverse, slope, weigh
+from training.ope import ESTIMATORS, Evidence, balanced, dr, pseudo_inverse, rung, weigh
 from training.reward_model import RewardModel
 
 BLOCK = 8_192
@@ -18,6 +18,9 @@ BLOCK = 8_192
 
 PAIRS_UP_TO = 10_000
 """Rounds up to which the ladder has the rung of pairs: a millisecond a round of 301 actions; more rounds do without."""
+
+BALANCED = "balanced-dr"
+"""DR with weights over the mixture of all the logging policies."""
 
 REWARD = ""
 """The outcome that is the reward itself, among events."""
@@ -40,17 +43,39 @@ def models_of(dataset: Dataset, history: Dataset | None) -> dict[str, RewardMode
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """What was fixed before the rounds were looked at: the range of a reward, and a model, or none (which is 0)."""
+
+    low: float
+    high: float
+    model: RewardModel | None = None
+
+
+@dataclass(frozen=True)
+class Loggers:
+    """What each logging policy would have drawn from, by its code, and its share of the log."""
+
+    vectors: Mapping[int, Callable[[Rounds], Floats]]
+    shares: Mapping[int, float]
+
+
+@dataclass(frozen=True)
 class Reading:
     """What rounds say of one target: its evidence, DR terms for each event, and its probabilities summed.
 
-    `factored` has its weights (n,) on each rung of the ladder; `unsupported` (n,) is its mass on what the log hardly
-    ever drew; `chosen` (stages, k) sums its probabilities.
+    `factored` has its weights (n,) on each rung of the ladder, and over the mixture of the loggers; `unsupported`
+    (n,) is its mass on what the log hardly ever drew; `costs` and
+    `nudging` (n,) what it would spend and whether it would nudge; `bounded` its
+    terms for the sequence; `chosen` (stages, k) sums its probabilities.
     """
 
     evidence: Evidence
     factored: Mapping[str, Floats]
     events: Mapping[str, Floats]
     unsupported: Floats
+    costs: Floats
+    nudging: Floats
+    bounded: sequence.Terms
     chosen: Floats
 
     @classmethod
@@ -60,18 +85,29 @@ class Reading:
             {name: np.concatenate([p.factored[name] for p in parts]) for name in parts[0].factored},
             {name: np.concatenate([p.events[name] for p in parts]) for name in parts[0].events},
             np.concatenate([p.unsupported for p in parts]),
+            np.concatenate([p.costs for p in parts]),
+            np.concatenate([p.nudging for p in parts]),
+            sequence.Terms(*(np.concatenate([p.bounded[i] for p in parts]) for i in range(2))),
             np.sum([p.chosen for p in parts], axis=0),
         )
 
     def rungs(self) -> dict[str, Floats]:
         """DR terms (n,) under each kind of weight, from the least biased to the least spread."""
-        return {"dr": dr(self.evidence)} | {n: dr(self.evidence.reweighted(w)) for n, w in self.factored.items()}
+        ladder = {n: w for n, w in self.factored.items() if n != BALANCED}
+        return {"dr": dr(self.evidence)} | {n: dr(self.evidence.reweighted(w)) for n, w in ladder.items()}
 
     def estimates(self) -> dict[str, Floats]:
         """Terms (n,) of every estimator, the ladder of factored weights and what SLOPE picks on it."""
         rungs = self.rungs()
         plain = {name: e.terms(self.evidence) for name, e in ESTIMATORS.items()}
-        return plain | rungs | {"ladder": slope([*rungs.values()])}
+        if BALANCED in self.factored:
+            plain[BALANCED] = dr(self.evidence.reweighted(self.factored[BALANCED]))
+        return plain | rungs | {"ladder": rungs[self.picked()]}
+
+    def picked(self) -> str:
+        """The rung that SLOPE picks on the ladder."""
+        rungs = self.rungs()
+        return list(rungs)[rung([*rungs.values()])]
 
     def interactions(self) -> Floats:
         """How far DR is from what it would be if incentive, tone and timing simply added up: terms (n,)."""
@@ -99,6 +135,8 @@ def read(
     targets: Mapping[str, Callable[[Rounds], Floats]],
     *,
     models: Mapping[str, RewardModel],
+    frozen: Frozen,
+    loggers: Loggers | None,
     tick: Callable[[int, int], None],
 ) -> Seen:
     """Go through the rounds once, a block at a time.
@@ -107,6 +145,8 @@ def read(
         dataset: n rounds.
         targets: what each would have drawn from, (n, k) for n rounds.
         models: of each outcome.
+        frozen: what the sequence rests on.
+        loggers: what every logging policy would have drawn from, where that is known.
         tick: told how many rounds are done, and of how many.
     """
     space, n = dataset.program.space, len(dataset)
@@ -119,9 +159,16 @@ def read(
         block = slice(start, start + BLOCK)
         part = dataset.take(block)
         q = {outcome: model.predict(part.rounds) for outcome, model in models.items()}
-        levers = _levers(part.rounds, space, pairs=n <= PAIRS_UP_TO)
+        prepared = _Prepared(
+            q,
+            _levers(part.rounds, space, pairs=n <= PAIRS_UP_TO),
+            _normalised(part.rounds),
+            frozen,
+            frozen.model.predict(part.rounds) if frozen.model else np.zeros(q[REWARD].shape),
+            _mixed(part.rounds, loggers),
+        )
         for name, vectors in targets.items():
-            parts[name].append(_reading(part, vectors(part.rounds), q, levers=levers))
+            parts[name].append(_reading(part, vectors(part.rounds), prepared))
         terms = _contrasts(part.rounds, q[REWARD], space)
         known = np.isfinite(terms)
         np.add.at(sums, codes[block], np.where(known, terms, 0.0))
@@ -139,8 +186,33 @@ def _levers(rounds: Rounds, space: ActionSpace, *, pairs: bool) -> dict[str, Flo
     return second | {"pi-levels": pseudo_inverse(rounds, space, order=1)}
 
 
-def _reading(part: Dataset, vectors: Floats, q: Mapping[str, Floats], *, levers: Mapping[str, Floats]) -> Reading:
-    rounds = part.rounds
+@dataclass(frozen=True)
+class _Prepared:
+    """What a block's readings share: predictions, levers, logged vectors, what is frozen, mixed propensities."""
+
+    q: Mapping[str, Floats]
+    levers: Mapping[str, Floats]
+    logged: Floats
+    frozen: Frozen
+    fixed: Floats
+    mixed: Floats | None
+
+
+def _normalised(rounds: Rounds) -> Floats:
+    logged: Floats = rounds.probabilities / rounds.probabilities.sum(axis=1, dtype=np.float64, keepdims=True)
+    return logged
+
+
+def _mixed(rounds: Rounds, loggers: Loggers | None) -> Floats | None:
+    """Shape (n,): the chance that the mixture of all loggers gave to the action drawn."""
+    if loggers is None:
+        return None
+    vectors = {code: ask(rounds) for code, ask in loggers.vectors.items()}
+    return balanced(rounds, vectors, shares=loggers.shares).propensities
+
+
+def _reading(part: Dataset, vectors: Floats, prepared: _Prepared) -> Reading:
+    rounds, q, frozen = part.rounds, prepared.q, prepared.frozen
     evidence = weigh(rounds, vectors, q[REWARD])
     drawn = np.arange(len(rounds)), rounds.actions
     events = {
@@ -151,8 +223,13 @@ def _reading(part: Dataset, vectors: Floats, q: Mapping[str, Floats], *, levers:
     chosen = np.zeros((len(part.program.stages), vectors.shape[1]))
     np.add.at(chosen, part.stages, vectors)
     unsupported = np.where(rounds.probabilities < diagnostics.RARE, vectors, 0.0).sum(axis=1)
-    factored = {name: np.einsum("nk,nk->n", vectors, lever) for name, lever in levers.items()}
-    return Reading(evidence, factored, events, unsupported, chosen)
+    factored = {name: np.einsum("nk,nk->n", vectors, lever) for name, lever in prepared.levers.items()}
+    if prepared.mixed is not None:
+        factored[BALANCED] = vectors[drawn] / prepared.mixed
+    fixed = Evidence(evidence.weights, rounds.rewards, prepared.fixed[drawn], evidence.expected)
+    bounded = sequence.bounded(fixed, prepared.logged, vectors, prepared.fixed, low=frozen.low, high=frozen.high)
+    costs = vectors @ part.program.space.action_costs
+    return Reading(evidence, factored, events, unsupported, costs, 1.0 - vectors[:, HOLD], bounded, chosen)
 
 
 def _contrasts(rounds: Rounds, q: Floats, space: ActionSpace) -> Floats:

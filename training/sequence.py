@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optimizer.actions import Floats, Ints
+from optimizer.actions import Bools, Floats, Ints
 from optimizer.policy import Rounds
-from training.ope import weigh
+from training.ope import Evidence, weigh
 
 SLACK = 3.0
 """How far below 0 a term may lie, in ranges of the reward: more lets the model help more, and costs at the start."""
@@ -47,21 +47,45 @@ def terms(rounds: Rounds, target: Floats, q: Floats, *, low: float, high: float)
     """
     if not high > low:
         raise ValueError(f"the range of a reward goes from low to high, got {low:g} to {high:g}")
-    scaled = np.clip((rounds.rewards - low) / (high - low), 0.0, 1.0)
-    model = np.clip((q - low) / (high - low), 0.0, 1.0)
+    evidence = weigh(rounds, target, q)
     logged = rounds.probabilities / rounds.probabilities.sum(axis=1, dtype=np.float64, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cap = np.where(target > 0, SLACK * logged / target, 1.0)
-    return Terms(
-        _bounded(rounds, scaled, target=target, model=np.minimum(model, cap)),
-        _bounded(rounds, 1.0 - scaled, target=target, model=np.minimum(1.0 - model, cap)),
-    )
+    return bounded(evidence, logged, target, q, low=low, high=high)
 
 
-def _bounded(rounds: Rounds, rewards: Floats, *, target: Floats, model: Floats) -> Floats:
-    evidence = weigh(rounds, target, model)
-    bounded: Floats = evidence.expected + evidence.weights * (rewards - evidence.drawn)
-    return bounded
+def bounded(evidence: Evidence, logged: Floats, target: Floats, q: Floats, *, low: float, high: float) -> Terms:
+    """As `terms`, of rounds that were weighed already; `logged` and `target` (n, k) sum to 1.
+
+    `pi min(q, SLACK mu / pi)` is `min(pi q, SLACK mu)`: no division, no action left out.
+    """
+    width = high - low
+    scaled = np.clip((evidence.rewards - low) / width, 0.0, 1.0)
+    model = np.clip((q - low) / width, 0.0, 1.0)
+    drawn = np.clip((evidence.drawn - low) / width, 0.0, 1.0)
+    w = evidence.weights
+    most = SLACK * logged
+    limit = SLACK / np.maximum(w, 1e-300)
+    below = target * model
+    lower = np.minimum(below, most).sum(axis=1) + w * (scaled - np.minimum(drawn, limit))
+    above = np.minimum(target - below, most).sum(axis=1) + w * (1.0 - scaled - np.minimum(1.0 - drawn, limit))
+    return Terms(lower, above)
+
+
+def difference(target: Terms, reference: Terms) -> Terms:
+    """Return terms for the value of a target less that of a reference, as a share from -1 to 1 scaled to 0..1."""
+    return Terms((target.lower + reference.upper) / 2.0, (target.upper + reference.lower) / 2.0)
+
+
+def blocks(rounds: Rounds, *, length: float, until: float) -> Bools:
+    """Return which rounds (n,) make up customers' fixed blocks: those within `length` seconds of the customer's first.
+
+    A customer whose block may still grow at `until` has none yet: its term comes once it is whole.
+    """
+    names, codes = np.unique(rounds.customers, return_inverse=True)
+    enrolled = np.full(len(names), np.inf)
+    np.minimum.at(enrolled, codes, rounds.at)
+    mine = enrolled[codes]
+    within: Bools = (rounds.at < mine + length) & (mine + length <= until)
+    return within
 
 
 def looks(found: Terms, customers: Ints, *, low: float, high: float, level: float = 0.95) -> Looks:

@@ -116,7 +116,7 @@ def test_mass_on_what_the_log_never_tried_fails_with_bounds() -> None:
 def test_a_stage_without_overlap_is_named() -> None:
     stages = np.repeat([0, 1], 500)
     weights = np.where(stages == 0, 1.0, np.where(np.arange(1_000) % 250 == 0, 250.0, 0.0))
-    check = diagnostics.overlap(evidence(weights), stages, names=("New", "Active"), target="t")
+    check = diagnostics.overlap(evidence(weights), {"New": stages == 0, "Active": stages == 1}, kind="stage", target="t")
     assert check.status == "warn"
     assert "Active" in check.finding
     assert "Active" in check.mend

@@ -1,0 +1,305 @@
+"""How does the program do? Everything that a program is measured by, for a period, an arm or a policy, from the log.
+
+Every figure says what it is an estimate of, and how sure; what has not had its time is left out, and what cannot be
+said is not said, with what would mend it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from optimizer.actions import Floats
+from optimizer.engine import HOLDOUT
+from optimizer.program import DAY, Program
+from training import contrasts, dataset, fairness, kpis, lift, record, wear_out
+from training.dataset import Dataset
+from training.fairness import Fairness, Limits
+from training.figures import FEW, Figure, few, mean, missing, share
+from training.kpis import IncentiveRow, StageRow
+from training.lift import Lifts
+from training.record import Record
+from training.wear_out import Wear
+
+_FEWEST = 100
+"""Matured rounds below which nothing is said of what nudges add."""
+
+
+class TierRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What rewards of one size add over holding, and over the next smaller size where both were possible."""
+
+    ladder: str
+    tier: int
+    incentives: tuple[str, ...]
+    cost: float
+    adds: Figure
+    over_smaller: Figure
+
+
+class SegmentRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One group of customers, as they were at their first decision in the period."""
+
+    attribute: str
+    segment: str
+    customers: int
+    participation: Figure
+    reached: Figure
+    exposure: Figure
+    value: Figure
+
+
+class Scorecard(msgspec.Struct, frozen=True, kw_only=True):
+    """A program measured like a program. Times are seconds since the epoch; `days` is how long things are followed."""
+
+    program: str
+    program_title: str
+    program_version: str
+    goal: str
+    currency: str
+    since: float
+    until: float
+    arm: str
+    policy: str
+    days: float
+    level: float
+    customers: int
+    held_out: int
+    decisions: int
+    nudges: int
+    matured_share: float
+    overview: dict[str, Figure]
+    churn: dict[str, Figure]
+    funnel: tuple[StageRow, ...]
+    incentives: tuple[IncentiveRow, ...]
+    linked_share: float | None
+    lift: Lifts
+    tiers: tuple[TierRow, ...]
+    segments: tuple[SegmentRow, ...]
+    fairness: Fairness | None
+    wear: tuple[Wear, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> bytes:
+        """Return the whole as JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for: a period (seconds since the epoch), an arm, a policy, how many days things are followed."""
+
+    since: float | None = None
+    until: float | None = None
+    arm: str = ""
+    policy: str = ""
+    days: float | None = None
+    level: float = 0.95
+    limits: Limits = Limits()
+
+
+def scorecard(archive: Path, program: Program, asked: Asked | None = None) -> Scorecard:
+    """Measure a program from its archive.
+
+    Raises:
+        ValueError: for an archive that is empty or cannot be read, or a period, arm or policy with no decision.
+    """
+    asked = asked or Asked()
+    whole = record.load(archive, program, since=asked.since, until=asked.until)
+    days = asked.days or lift.usual_days(whole)
+    chosen = _chosen(whole, asked)
+    period, level = chosen.in_period(), asked.level
+    rounds = _rounds(dataset.load(archive, program), chosen, asked)
+    worth = _worth(whole, rounds, asked) if len(rounds) >= _FEWEST else None
+    links, goal = kpis.links(chosen), program.event(program.goal)
+    reached = _reached(chosen, days=days, level=level)
+    return Scorecard(
+        program=program.name,
+        program_title=program.title,
+        program_version=program.version,
+        goal=(goal.title if goal else "") or program.goal,
+        currency=program.currency,
+        since=whole.since,
+        until=min(whole.until, whole.log_end),
+        arm=asked.arm,
+        policy=asked.policy,
+        days=days,
+        level=level,
+        customers=len(period.people),
+        held_out=int((whole.arms[whole.in_period().people] == HOLDOUT).sum()),
+        decisions=len(period.decided),
+        nudges=int(period.decided.shown.sum()),
+        matured_share=_matured_share(period),
+        overview=kpis.overview(chosen, links, reached=reached, level=level),
+        churn=kpis.churn(chosen, days=days, level=level),
+        funnel=kpis.funnel(chosen, kpis.in_period(record.visits(chosen), chosen), days=days, level=level),
+        incentives=kpis.incentives(chosen, links, days=days, level=level),
+        linked_share=links.named,
+        lift=lift.lifts(whole, days=days, level=level),
+        tiers=worth.tiers if worth else (),
+        segments=_segments(chosen, worth.fairness if worth else None, days=days, level=level),
+        fairness=worth.fairness if worth else None,
+        wear=worth.wear if worth else (),
+        notes=tuple(_notes(period, rounds)),
+    )
+
+
+def _chosen(whole: Record, asked: Asked) -> Record:
+    """Return those that the report is about: an arm, a policy's, or all whom the program serves."""
+    if asked.policy:
+        whole = whole.of_policy(asked.policy)
+    if not asked.arm:
+        served = whole.of(whole.arms != HOLDOUT)
+        return served if len(served.in_period().decided) else whole
+    if asked.arm not in (found := sorted(set(whole.arms.tolist()))):
+        raise ValueError(f"no customer is in arm {asked.arm!r}: the log has {', '.join(found)}")
+    return whole.of(whole.arms == asked.arm)
+
+
+def _rounds(log: Dataset, chosen: Record, asked: Asked) -> Dataset:
+    """Return the matured rounds of the period, of those that the report is about."""
+    mine = set(np.asarray(chosen.customers, dtype=np.object_)[chosen.people].tolist())
+    people = np.array([name in mine for name in log.customers], dtype=np.bool_)
+    loggers = np.array(
+        [not asked.policy or asked.policy in (n, n.rpartition("@")[0]) for n in log.loggers], dtype=np.bool_
+    )
+    at = log.rounds.at
+    rows = (at >= chosen.since) & (at < chosen.until)
+    if len(log):
+        rows &= people[log.rounds.customers] & loggers[log.rounds.loggers]
+    return log.take(rows)
+
+
+def _matured_share(period: Record) -> float:
+    at, horizon = period.decided.at, float(period.program.evaluation_horizon)
+    return float((at + horizon <= period.log_end).mean())
+
+
+def _reached(chosen: Record, *, days: float, level: float) -> Figure:
+    found = lift.span(chosen, days=days)
+    people = np.zeros(len(chosen.customers), dtype=np.bool_)
+    people[chosen.people] = True
+    rows = np.flatnonzero(people & found.mature & (chosen.enrolled >= chosen.since) & (chosen.enrolled < chosen.until))
+    of = f"share of customers who enrolled in the period that reached the goal within {days:g} days"
+    return share(found.reached[rows], rows, of=of, level=level)
+
+
+class _Worth(NamedTuple):
+    """What rests on logged probabilities."""
+
+    tiers: tuple[TierRow, ...]
+    wear: tuple[Wear, ...]
+    fairness: Fairness
+
+
+def _worth(whole: Record, rounds: Dataset, asked: Asked) -> _Worth:
+    sizes = _sizes(rounds.program)
+    single = contrasts.by_incentive(rounds)
+    grouped = [single[:, list(size.incentives)].any(axis=1) for size in sizes]
+    found = contrasts.terms(rounds, np.column_stack([single, *grouped]))
+    i = single.shape[1]
+    return _Worth(
+        tiers=_tiers(rounds, sizes, found.over_hold[:, i:], level=asked.level),
+        wear=wear_out.wear_out(whole, rounds, contrasts.Terms(found.groups[:, :i], found.hold), level=asked.level),
+        fairness=fairness.fairness_gate(rounds, limits=asked.limits),
+    )
+
+
+class _Size(NamedTuple):
+    """Incentives of one size: on a ladder, or of one tier among all that are on none."""
+
+    ladder: str
+    tier: int
+    incentives: tuple[int, ...]
+
+
+def _sizes(program: Program) -> list[_Size]:
+    """Return the sizes of reward, the smaller first, ladder by ladder; a ladder of one size compares nothing."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for i, incentive in enumerate(program.incentives):
+        if not incentive.retired:
+            found.setdefault((incentive.ladder, incentive.tier), []).append(i)
+    sizes = [_Size(ladder, tier, tuple(rows)) for (ladder, tier), rows in sorted(found.items())]
+    return [s for s in sizes if sum(other.ladder == s.ladder for other in sizes) > 1]
+
+
+def _tiers(rounds: Dataset, sizes: Sequence[_Size], gains: Floats, *, level: float) -> tuple[TierRow, ...]:
+    return tuple(_tier(rounds, sizes, gains, at=j, level=level) for j in range(len(sizes)))
+
+
+def _tier(rounds: Dataset, sizes: Sequence[_Size], gains: Floats, *, at: int, level: float) -> TierRow:
+    size, program, customers = sizes[at], rounds.program, rounds.rounds.customers
+    known = np.isfinite(gains[:, at])
+    adds_of = "what it adds over holding, a decision, costs taken off, then the logging policy"
+    over_of = "what it adds over the next smaller size, on decisions where both were possible"
+    smaller = at - 1 if at and sizes[at - 1].ladder == size.ladder else None
+    over = missing("the smallest size", of=over_of, unit="money")
+    if smaller is not None:
+        both = known & np.isfinite(gains[:, smaller])
+        gap = (gains[:, at] - gains[:, smaller])[both]
+        over = mean(gap, customers[both], of=over_of, unit="money", level=level)
+    names = tuple(program.incentives[i].name for i in size.incentives)
+    return TierRow(
+        ladder=size.ladder,
+        tier=size.tier,
+        incentives=names,
+        cost=float(np.mean([program.incentives[i].cost for i in size.incentives])),
+        adds=mean(gains[known, at], customers[known], of=adds_of, unit="money", level=level),
+        over_smaller=over,
+    )
+
+
+def _segments(chosen: Record, gate: Fairness | None, *, days: float, level: float) -> tuple[SegmentRow, ...]:
+    """Return a row for each group of each attribute, as customers were at their first decision in the period."""
+    period, found = chosen.in_period(), lift.span(chosen, days=days)
+    people, first = np.unique(period.decided.customer, return_index=True)
+    happened = period.happened
+    steps = happened.customer[happened.did(chosen.program, kinds=("micro", "macro"))]
+    mature = found.mature[people] & (chosen.enrolled[people] >= chosen.since)
+    judged = {(g.attribute, g.segment): g for g in gate.groups} if gate else {}
+    rows = []
+    for attribute, (names, codes) in record.segments(chosen.program, period.decided.contexts[first]).items():
+        for code, segment in enumerate(names):
+            mine = codes == code
+            group = judged.get((attribute, segment))
+            if not mine.any():
+                continue
+            rows.append(
+                SegmentRow(
+                    attribute=attribute,
+                    segment=segment,
+                    customers=int(mine.sum()),
+                    participation=share(
+                        np.isin(people[mine], steps), people[mine], of="share with a step in the period", level=level
+                    ),
+                    reached=share(
+                        found.reached[people[mine & mature]],
+                        people[mine & mature],
+                        of=f"share that reached the goal within {days:g} days of the first decide",
+                        level=level,
+                    ),
+                    exposure=group.exposure if group else missing(_WAIT, of=_EXPOSED, unit="share"),
+                    value=group.value if group else missing(_WAIT, of=_GAINED, unit="money"),
+                )
+            )
+    return tuple(rows)
+
+
+_WAIT = "not enough evidence: too few matured decisions in the period; wait"
+_EXPOSED = "chance of a nudge, a decision at which one was allowed"
+_GAINED = "what nudging brings over holding, a decision, then the logging policy"
+
+
+def _notes(period: Record, rounds: Dataset) -> list[str]:
+    """Return what is missing from the report, each with what would mend it."""
+    found = []
+    if len(rounds) < _FEWEST:
+        found.append(
+            f"What nudges add is not said: {len(rounds):,} matured decisions of {len(period.decided):,} in the period, "
+            f"and it takes {_FEWEST}. They mature {float(period.program.evaluation_horizon) / DAY:g} days after they are made."
+        )
+    if len(period.people) < FEW:
+        found.append(f"Nearly nothing can be said of {len(period.people)} customers: {few(len(period.people))}.")
+    if period.decided.at.max() - period.decided.at.min() < 2 * DAY:
+        found.append("All decisions are within two days: nothing can be said of how things change.")
+    return found
