@@ -15,11 +15,12 @@ from starlette.responses import HTMLResponse
 
 from serving import docs, logs, problems, render, schemas, settings, validation
 from serving.auth import Key, Scope
-from serving.edge import Edge, LeanRoute
+from serving.edge import Edge, Json, LeanRoute
 from serving.metrics import CONTENT_TYPE
 from serving.problems import ProblemError
 from serving.service import Service
 from serving.settings import Settings
+from serving.tracing import Spans, Traces
 from serving.validation import InvalidError
 
 _BEARER = [Depends(HTTPBearer(auto_error=False, description="An API key, made with `nudge keys create`."))]
@@ -66,11 +67,14 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own; asking whether takes as long
     )
     app.openapi = partial(docs.openapi, app)  # type: ignore[method-assign]
     app.state.service = service
     direct = {route.path: route for route in lean.routes if isinstance(route, LeanRoute)}
     app.add_middleware(Edge, direct=direct, body_bytes=settings.body_bytes, metrics=service.metrics)
+    if isinstance(service.tracer, Traces):
+        app.add_middleware(Spans, traces=service.tracer)
     for error in (ProblemError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, problems.answer)
     for router in (lean, plain, open_to_all):
@@ -114,7 +118,7 @@ OfProgram = Annotated[schemas.Name, Query(description="the program")]
 
 
 def _json(body: bytes, *, status: int = 200) -> Response:
-    return Response(body, status_code=status, media_type="application/json")
+    return Json(body, status=status)
 
 
 # Deciding.
@@ -123,14 +127,13 @@ def _json(body: bytes, *, status: int = 200) -> Response:
 @lean.post("/v1/decide", responses={200: {"model": schemas.Decision}})
 async def decide(request: Request, key: Decides, body: schemas.DecideRequest) -> Response:
     """Choose the next best nudge for one customer, now. The same decision_id again gives the same answer."""
-    (answer,) = await _service(request).decide(key, [body], batched=False)
-    return _json(answer)
+    return _json(await _service(request).decide_one(key, body))
 
 
 @lean.post("/v1/decide/batch", responses={200: {"model": schemas.Decisions}})
 async def decide_batch(request: Request, key: Decides, body: schemas.DecideBatch) -> Response:
     """Choose for up to 1,000 customers: one result each, in order."""
-    answers = await _service(request).decide(key, body.requests, batched=True)
+    answers = await _service(request).decide(key, body.requests)
     return _json(b'{"results":[' + b",".join(answers) + b"]}")
 
 
@@ -180,7 +183,9 @@ async def report(request: Request, key: Reports, body: schemas.OutcomeReports) -
     if errors and body.single:
         plain = [e.model_dump(exclude_none=True) for e in errors]
         raise ProblemError(422, "refused-outcome", errors[0].detail, errors=plain)
-    received = schemas.Received(accepted=tally.accepted, duplicates=tally.duplicates, errors=errors)
+    received = schemas.Received(
+        accepted=tally.accepted, duplicates=tally.duplicates, errors=errors, decide_now=tally.decide_now
+    )
     return _json(received.model_dump_json(exclude_none=True).encode(), status=202)
 
 
@@ -213,7 +218,7 @@ async def change(customer_id: CustomerId, body: schemas.CustomerChange, key: Cha
 @plain.delete("/v1/customers/{customer_id}", status_code=204, response_class=Response)
 async def erase(customer_id: CustomerId, _: Administers, service: Live) -> Response:
     """Forget a customer: here at once, in the archive for readers at once and for good when it is compacted."""
-    if not await service.kept(service.store.erase(customer_id, at=service.clock())):
+    if not await service.kept(service.erase(customer_id)):
         raise ProblemError(404, "unknown-customer", "there is nothing to forget about this customer")
     return Response(status_code=204)
 

@@ -1,13 +1,17 @@
 """How is a commit put to the script? Rows for `commit.lua`, and the keys they point at; pure functions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from optimizer import journey
+from optimizer.customer import Trigger
 from optimizer.events import Decision
 from optimizer.program import DAY, Program
-from serving import records, reservations
+from serving import hooks, records, reservations
+from serving.hooks import Message
 from serving.records import Profile
 from serving.reservations import Effect, New, Place, Resource
+from serving.targets import Target
 
 ROWS = 64
 """Rows a call: a longer one would keep other callers waiting."""
@@ -26,7 +30,8 @@ class Row(NamedTuple):
     """A row of `commit.lua`, field by field. Keys are positions in KEYS, 0 for none; contents are positions in ARGV.
 
     `control` -1 does not look at the program's control. A claim is (key, seconds, limit, low, high, take), a move
-    (key, seconds, amount), an event (kind, payload), an outcome (key, revision), a due reservation (when, member).
+    (key, seconds, amount), an event (kind, payload), an outcome (key, revision), a due reservation (when, member), a
+    message (key of the due ones, key of the messages, id, content).
     """
 
     customer: int
@@ -44,6 +49,7 @@ class Row(NamedTuple):
     history: int = 0
     decision_id: str = ""
     overruns: Sequence[int] = ()
+    messages: Sequence[tuple[int, int, str, int]] = ()
 
 
 class Call:
@@ -79,6 +85,18 @@ class Call:
         """Return the position of a record."""
         return self.content(records.encode(record))
 
+    def queued(self, messages: Iterable[Message]) -> list[tuple[int, int, str, int]]:
+        """Return messages for targets as a row has them."""
+        return [
+            (
+                self.key(hooks.due_key(self.shard, m.target)),
+                self.key(hooks.messages_key(self.shard, m.target)),
+                m.id,
+                self.record(m),
+            )
+            for m in messages
+        ]
+
     @property
     def keys(self) -> list[str]:
         """KEYS of the script."""
@@ -99,9 +117,16 @@ class Before(NamedTuple):
 
 
 def add_decision(
-    call: Call, program: Program, decision: Decision, *, before: Before, answer: bytes, shards: int
+    call: Call,
+    program: Program,
+    decision: Decision,
+    *,
+    before: Before,
+    answer: bytes,
+    shards: int,
+    messages: Iterable[Message] = (),
 ) -> None:
-    """Add the row that commits a decision about a customer who is as read before."""
+    """Add the row that commits a decision about a customer who is as read before, and the messages about it."""
     person, made = decision.customer_id, decision.decision_id
     after = reservations.reserve(program, before.place.customer, decision)
     expires = program.guardrails.reports_shown and decision.action
@@ -120,15 +145,22 @@ def add_decision(
         due=((after.sent[-1].expires_at, call.record((person, made))),) if expires else (),
         history=call.key(records.history_key(call.shard, program.name, person)),
         decision_id=made,
+        messages=call.queued(messages),
     )
     call.rows.append(row)
 
 
-def add_outcomes(call: Call, program: Program, news: Sequence[New], *, before: Before) -> None:
-    """Add the row that commits new outcomes of one customer, and all that they lead to."""
-    place, effects = before.place, []
+def add_outcomes(
+    call: Call, program: Program, news: Sequence[New], *, before: Before, targets: Sequence[Target] = ()
+) -> list[Trigger | None]:
+    """Add the row that commits new outcomes of one customer, and all that they lead to; return what each asks for."""
+    place, effects, asked = before.place, list[Effect](), list[Trigger | None]()
+    messages: list[Message] = []
     for new in news:
         effects.append(reservations.after(program, place, new))
+        people = {"before": place.customer, "after": effects[-1].place.customer}
+        asked.append(journey.requested(program, **people, now=new.outcome.received_at))
+        messages += hooks.after_outcome(targets, program, outcome=new.outcome, trigger=asked[-1], **people)
         place = effects[-1].place
     person, outcomes = place.customer.customer_id, [new.outcome for new in news]
     keys = [records.outcome_key(call.shard, program.name, person, o.outcome_id) for o in outcomes]
@@ -140,8 +172,10 @@ def add_outcomes(call: Call, program: Program, news: Sequence[New], *, before: B
         events=[("outcome", call.record(o)) for o in outcomes],
         outcomes=[(call.key(k), o.revision) for k, o in zip(keys, outcomes, strict=True)],
         overruns=[e.overrun.cost for e in effects if e.overrun is not None],
+        messages=call.queued(messages),
     )
     call.rows.append(row)
+    return asked
 
 
 def add_release(call: Call, program: Program, effect: Effect, *, before: Before, decision_id: str) -> None:

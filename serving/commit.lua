@@ -69,6 +69,11 @@ local function write(row)
     redis.call('HINCRBY', KEYS[4], 'count', 1)
     redis.call('HINCRBY', KEYS[4], 'amount', cost)
   end
+  for _, message in ipairs(row[16]) do -- the ids that are due, the messages, an id, the message
+    if redis.call('HSETNX', KEYS[message[2]], message[3], ARGV[message[4]]) == 1 then
+      redis.call('ZADD', KEYS[message[1]], 0, message[3])
+    end
+  end
 end
 
 local verdicts = {}

@@ -8,7 +8,6 @@ batch at a time, and later asks of the same customer wait for the next. Nobody w
 import asyncio
 import logging
 import time
-from base64 import b32hexencode
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ from optimizer.engine import CHAMPION, Ask, Chooser, Optimizer
 from optimizer.events import Decision, Salt, Scalar
 from optimizer.guardrails import Request
 from optimizer.program import Program
-from serving import render
-from serving.metrics import Metrics
+from serving import render, tracing
+from serving.metrics import Laps, Metrics
+from serving.publishing import in_force
 from serving.render import Rendered
 from serving.store import Commitment, Committed, Found, StoreError, Turn, Wanted
 
@@ -29,7 +29,8 @@ RETRIES = 3
 TOGETHER = 2
 """Batches under way at once: one is scored while the other is being kept."""
 
-_CROCKFORD = bytes.maketrans(b"0123456789ABCDEFGHIJKLMNOPQRSTUV", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [a + b for a in _CROCKFORD for b in _CROCKFORD]
 
 log = logging.getLogger("nudge.decider")
 
@@ -67,6 +68,7 @@ class _Lane:
     answers: list[bytes]
     left: int
     waiting: "deque[_Entry]" = field(default_factory=deque)
+    span: object = field(default_factory=tracing.here)
 
 
 @dataclass(slots=True)
@@ -125,6 +127,7 @@ class Decider:
         queue: most rows that wait.
         seconds: after so long a row that is not kept is answered as hold.
         breaker: shared by all who ask the store.
+        tracer: is told of each batch.
     """
 
     def __init__(
@@ -138,10 +141,12 @@ class Decider:
         queue: int = 4096,
         seconds: float = 1.0,
         breaker: Breaker | None = None,
+        tracer: tracing.Tracer | None = None,
     ) -> None:
         self.program = program
         self.choosers: Mapping[str, Chooser] = {CHAMPION: chooser}
         self.breaker = breaker or Breaker()
+        self._tracer = tracer or tracing.Silent()
         self.latest = 0.0
         self._store, self._metrics = store, metrics
         self._size, self._queue, self._seconds = size, queue, seconds
@@ -156,6 +161,11 @@ class Decider:
     def waiting(self) -> int:
         """How many rows wait for a batch."""
         return self._waiting
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits and nothing is being decided."""
+        return self._waiting == 0 and not self._busy
 
     def swap(self, arm: str, chooser: Chooser) -> None:
         """Let another policy serve an arm, from the next batch on."""
@@ -181,7 +191,7 @@ class Decider:
     async def preview(self, wish: Wish, store: Keeper) -> bytes:
         """Return what would be decided and why, as it would be kept; nothing is written."""
         (found,) = await store.read(self.program, [Wanted(wish.customer_id, "", wish.at)])
-        made = self._made(store.salt, [wish], [found])
+        made = self._made(store.salt, [wish], [found], laps=Laps())
         (rendered,) = render.decisions(self.program, [found.customer], made)
         return rendered.kept
 
@@ -312,22 +322,21 @@ class Decider:
             await self._attempt(store, left)
 
     async def _attempt(self, store: Keeper, left: dict[int, _Entry]) -> None:
-        clock = asyncio.get_running_loop().time
-        started = clock()
+        laps, spans = Laps(), [e.lane.span for e in left.values()]
         found = await store.read(self.program, [_wanted(e.wish) for e in left.values()])
-        self._observe("read", clock() - started)
+        laps.mark("read")
         fresh: list[tuple[_Entry, Found]] = []
         for entry, before in zip(list(left.values()), found, strict=True):
             if before.answer is None:
                 fresh.append((entry, before))
             else:
                 self._answer(left.pop(id(entry)), before.answer)
-        started = clock()
-        scored = self._score(store.salt, fresh, left)
-        self._observe("score", clock() - started)
-        started = clock()
+        scored = self._score(store.salt, fresh, left, laps=laps)
         became = await store.commit(self.program, [row.commitment for row in scored]) if scored else []
-        self._observe("commit", clock() - started)
+        laps.mark("commit")
+        for stage, seconds in laps.seconds.items():
+            self._observe(stage, seconds)
+        self._tracer.batch(self.program.name, laps, spans)
         kept = []
         for row, result in zip(scored, became, strict=True):
             if result.status != "stale":
@@ -336,37 +345,41 @@ class Decider:
                 kept.append(row)
         self._count(kept)
 
-    def _score(self, salt: Salt, fresh: Sequence[tuple[_Entry, Found]], left: dict[int, _Entry]) -> "list[_Scored]":
+    def _score(
+        self, salt: Salt, fresh: Sequence[tuple[_Entry, Found]], left: dict[int, _Entry], *, laps: Laps
+    ) -> "list[_Scored]":
         """Decide and render a batch; where that fails, row by row, so that a broken row fails alone."""
         try:
-            return self._scored(salt, fresh)
+            return self._scored(salt, fresh, laps=laps)
         except Exception:
             log.exception("a batch could not be scored", extra={"program": self.program.name, "rows": len(fresh)})
         scored: list[_Scored] = []
         for row in fresh:
             try:
-                scored += self._scored(salt, [row])
+                scored += self._scored(salt, [row], laps=laps)
             except Exception:  # noqa: BLE001  (logged above, with the batch)
                 self._hold([left.pop(id(row[0]))], "error")
         return scored
 
-    def _scored(self, salt: Salt, fresh: Sequence[tuple[_Entry, Found]]) -> "list[_Scored]":
+    def _scored(self, salt: Salt, fresh: Sequence[tuple[_Entry, Found]], *, laps: Laps) -> "list[_Scored]":
         found = [f for _, f in fresh]
-        made = self._made(salt, [e.wish for e, _ in fresh], found)
+        made = self._made(salt, [e.wish for e, _ in fresh], found, laps=laps)
         rendered = render.decisions(self.program, [f.customer for f in found], made)
+        laps.mark("render")
         rows = zip(fresh, made, rendered, strict=True)
         return [_Scored(entry, Commitment(f, d, r.kept), r) for (entry, f), d, r in rows]
 
-    def _made(self, salt: Salt, wishes: Sequence[Wish], found: Sequence[Found]) -> list[Decision]:
+    def _made(self, salt: Salt, wishes: Sequence[Wish], found: Sequence[Found], *, laps: Laps) -> list[Decision]:
         """Decide turn by turn: rows of one turn see the same budget. In the order of the wishes."""
-        optimizer = Optimizer(self.program, self.choosers, salt)
         turns: defaultdict[Turn, list[int]] = defaultdict(list)
         for i, before in enumerate(found):
             turns[before.turn].append(i)
         made: dict[int, Decision] = {}
         for rows in turns.values():
             asks = [Ask(found[i].customer, *wishes[i][1:]) for i in rows]
-            made |= zip(rows, optimizer.decide(asks, found[rows[0]].shared), strict=True)
+            choosers, shared = in_force(self.program, self.choosers, found[rows[0]].shared, laps=laps)
+            made |= zip(rows, Optimizer(self.program, choosers, salt).decide(asks, shared), strict=True)
+            laps.mark("draw")
         return [made[i] for i in range(len(wishes))]
 
     # What was it?
@@ -384,6 +397,7 @@ class Decider:
         reasons = (row.rendered.hold_reason for row in kept)
         metrics.count(metrics.holds, name, (r for r in reasons if r is not None), by="reason")
         metrics.count(metrics.blocks, name, _rules(decisions), by="rule")
+        metrics.sample(self.program.name, ((d.arm, d.probabilities) for d in decisions))
 
 
 class _Scored(NamedTuple):
@@ -415,4 +429,4 @@ def new_id(shard: int, *, at: float, entropy: bytes) -> str:
     'e-01KDVDNA000000000000000000'
     """
     value = (int(at * 1000) << 80) | int.from_bytes(entropy, "big")
-    return f"{shard:x}-{b32hexencode(value.to_bytes(20, 'big'))[6:].translate(_CROCKFORD).decode()}"
+    return f"{shard:x}-{''.join([_PAIRS[value >> bits & 1023] for bits in range(120, -1, -10)])}"

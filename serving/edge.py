@@ -4,6 +4,8 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache
+from itertools import count
 from typing import Any, get_args, get_type_hints
 
 from fastapi import Request, Response
@@ -50,7 +52,8 @@ class Edge:
             path: (route, route.get_route_handler()) for path, route in direct.items()
         }
         self._body_bytes = body_bytes
-        self._requests = metrics.requests
+        self._answered = cache(metrics.requests.labels)
+        self._ids = map(f"{os.urandom(6).hex()}{{:x}}".format, count())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -58,16 +61,17 @@ class Edge:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        given, length = headers.get(b"x-request-id", b""), headers.get(b"content-length")
-        made = given if _REQUEST_ID.fullmatch(given) else os.urandom(8).hex().encode()
-        scope["request_id"] = made.decode()
+        given, length = headers.get(b"x-request-id"), headers.get(b"content-length")
+        named = given is not None and _REQUEST_ID.fullmatch(given)
+        scope["request_id"] = given.decode() if given and named else next(self._ids)
+        extra = [(b"x-request-id", scope["request_id"].encode()), *_HEADERS]
         status = 0
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", made), *_HEADERS]
+                message["headers"] = [*message["headers"], *extra]
             await send(message)
 
         try:
@@ -103,11 +107,10 @@ class Edge:
     def _count(self, scope: Scope, status: int) -> None:
         route = scope.get("route")
         call = getattr(route, "name", "none")
-        self._requests.labels(call, str(status)).inc()
-        if status >= 500 and status != 503:
-            log.error("answered", extra={"request_id": scope["request_id"], "call": call, "status": status})
-        else:
-            log.debug("answered", extra={"request_id": scope["request_id"], "call": call, "status": status})
+        self._answered(call, str(status)).inc()
+        level = logging.ERROR if status >= 500 and status != 503 else logging.DEBUG
+        if log.isEnabledFor(level):
+            log.log(level, "answered", extra={"request_id": scope["request_id"], "call": call, "status": status})
 
     def _too_large(self) -> ProblemError:
         return ProblemError(
@@ -144,17 +147,43 @@ class LeanRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             key = admit(request)
-            kind = request.headers.get("content-type", "")
+            kind = _content_type(request.scope["headers"])
             if not kind.lower().startswith("application/json"):
                 detail = (
                     f"the content type is {kind[:64]!r}; send JSON with the header `Content-Type: application/json`"
                 )
                 raise ProblemError(415, "unsupported-media-type", detail)
             try:
-                body = read(await request.body())
+                body = read(await _body(request.receive))
             except ValidationError as error:
                 raise problems.invalid_body(error) from None
             answer: Response = await endpoint(request, key, body)
             return answer
 
         return handle
+
+
+class Json(Response):
+    """A JSON answer whose bytes are ready: half of the framework's time for one goes into headers it cannot have."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, *, status: int = 200) -> None:
+        self.status_code, self.body, self.background = status, body, None
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+
+
+def _content_type(headers: Sequence[tuple[bytes, bytes]]) -> str:
+    return next((value.decode("latin-1") for name, value in headers if name == b"content-type"), "")
+
+
+async def _body(receive: Receive) -> bytes:
+    """Return a request's body, as large as the edge lets it be."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)

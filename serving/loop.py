@@ -16,7 +16,7 @@ from optimizer.engine import CHALLENGER, CHAMPION
 from optimizer.program import Program
 from policies import load as load_policy
 from serving import archive as archiver
-from serving import programs, publishing, settings
+from serving import programs, publishing, settings, vitals
 from serving.processes import store_url
 from serving.publishing import Slot
 from serving.store import Published, Store
@@ -339,6 +339,7 @@ async def _publish_all(url: str, served: Sequence[Program]) -> list[str]:
     secret = publishing.secret(given.secret_file, given=given.secret)
     done = []
     async with await Store.open(url) as store:
+        await vitals.beat(store, at=time.time())
         for program in served:
             for arm, found in (
                 (CHAMPION, Registry.open().champion(program.name)),

@@ -15,9 +15,10 @@ import secrets
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace as replace_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -28,8 +29,11 @@ import policies
 from optimizer.actions import HOLD, Bools, Floats
 from optimizer.customer import cohort, encode, features, new_customer
 from optimizer.engine import CHALLENGER, CHAMPION, EVALUATION, Chooser
+from optimizer.guardrails import Shared
+from optimizer.policy import Policy
 from optimizer.program import Program
 from policies.fixed import Uniform
+from serving.metrics import Laps
 from serving.store import Published, StoreError
 
 LARGEST = 64 << 20
@@ -43,6 +47,9 @@ _MOST_AXES = 4
 _TRY_AGAIN = 30.0
 """Seconds after which a policy that was refused is looked at again."""
 _LEAST_SECRET = 32
+
+PAUSES = "policy="
+"""How a pause names the arm whose policy is stopped."""
 
 log = logging.getLogger("nudge.publishing")
 
@@ -185,6 +192,34 @@ def uniform(program: Program) -> Chooser:
     return Chooser(Uniform(program.space), "uniform", "0")
 
 
+def in_force(
+    program: Program, choosers: Mapping[str, Chooser], shared: Shared, *, laps: Laps
+) -> tuple[dict[str, Chooser], Shared]:
+    """Return the policies that decide now, timed, and what guardrails read: pauses of levels, not of policies.
+
+    While a policy is paused (`policy=champion`), its arm is decided by the champion, or by the first logger.
+    """
+    stopped = {level.removeprefix(PAUSES) for level in shared.paused if level.startswith(PAUSES)}
+    if stopped:
+        shared = replace_dataclass(shared, paused=frozenset(p for p in shared.paused if not p.startswith(PAUSES)))
+        choosers = {arm: chooser for arm, chooser in choosers.items() if arm not in stopped}
+        choosers.setdefault(CHAMPION, uniform(program))
+    return {arm: c._replace(policy=cast("Policy", _Timed(c.policy, laps))) for arm, c in choosers.items()}, shared
+
+
+class _Timed:
+    """A policy whose time is told apart from that of what is before and after it."""
+
+    def __init__(self, policy: Policy, laps: Laps) -> None:
+        self._policy, self._laps = policy, laps
+
+    def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
+        self._laps.mark("mask")
+        answer = self._policy.probabilities(contexts, allowed, prices)
+        self._laps.mark("score")
+        return answer
+
+
 def try_out(chooser: Chooser, program: Program) -> None:
     """Raise ValueError unless a policy gives distributions over every kind of mask; warms it as well."""
     people = [replace(new_customer(program, s.name, at=0.0), stage=s.name) for s in program.stages]
@@ -238,7 +273,7 @@ class Follower:
         refused: Callable[[Slot], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._programs = programs
+        self._programs = dict(programs)
         self._folder = folder
         self._secret = secret
         self._swap = swap
@@ -288,18 +323,52 @@ class Follower:
             if published is not None:
                 await self._change(slot, published)
 
+    async def prepare(self, program: Program, store: Shelf) -> dict[str, Chooser]:
+        """Return the policies of a new version of a program by arm: what serves the old one, aligned by name.
+
+        Raises:
+            ValueError: a policy that serves cannot decide under the new version.
+        """
+        found = {CHAMPION: uniform(program)}
+        for slot in (s for s in self.slots if s.program == program.name and s in self._serving):
+            kept = [p for p in (await store.policy(*slot), await asyncio.to_thread(self._kept, slot)) if p is not None]
+            serving = [p for p in kept if p.version == self._serving[slot]]
+            if not serving:
+                raise ValueError(
+                    f"the policy of {slot.arm}, version {self._serving[slot]}, is not at hand; promote again"
+                )
+            found[slot.arm] = await asyncio.to_thread(self._load, slot, serving[0], program)
+        return found
+
+    def adopt(self, program: Program) -> None:
+        """Load what is published from now on for this version of a program."""
+        self._programs[program.name] = program
+        self._bad = {slot: bad for slot, bad in self._bad.items() if slot.program != program.name}
+
+    @property
+    def refusals(self) -> dict[Slot, str]:
+        """The version of each slot that was published and refused, while it is not replaced."""
+        return {slot: version for slot, (version, _) in self._bad.items() if self._serving.get(slot) != version}
+
     async def _change(self, slot: Slot, published: Published) -> None:
         try:
             chooser = await asyncio.to_thread(self._load, slot, published)
             self._take(slot, published.version, chooser)
+            self._bad.pop(slot, None)
             await asyncio.to_thread(self._keep, slot, published)
         except Exception as error:  # noqa: BLE001  (whatever is wrong with it, the old one goes on)
             self._bad[slot] = (published.version, self._clock())
             self._complain(slot, published.version, error)
 
-    def _load(self, slot: Slot, published: Published) -> Chooser:
+    def _load(self, slot: Slot, published: Published, program: Program | None = None) -> Chooser:
         files = unpack(published.payload, slot, version=published.version, secret=self._secret)
-        return load(files, self._programs[slot.program], version=published.version)
+        return load(files, program or self._programs[slot.program], version=published.version)
+
+    def _kept(self, slot: Slot) -> Published | None:
+        try:
+            return Published(*msgspec.msgpack.decode(self._file(slot).read_bytes(), type=tuple[str, bytes]))
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
 
     def _take(self, slot: Slot, version: str, chooser: Chooser) -> None:
         self._swap(slot, chooser)

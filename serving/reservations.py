@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from optimizer.customer import Customer, Sent, local_day, utc_offset
 from optimizer.events import Decision, Outcome
+from optimizer.guardrails import is_off_beat
 from optimizer.journey import MEMORY, follow, receive, release
 from optimizer.program import Program
 
@@ -127,6 +128,7 @@ def reserve(program: Program, customer: Customer, decision: Decision) -> Custome
         cost=decision.cost,
         period=period(program, decision.at),
         expires_at=decision.deliver_at + program.guardrails.expires_after,
+        off_beat=is_off_beat(program, customer, at=decision.at, deliver_at=decision.deliver_at),
     )
     return receive(program, customer, sent)
 

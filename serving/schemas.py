@@ -4,9 +4,12 @@ Answers of the hot calls are rendered elsewhere (`render`); their models are her
 tests hold one against the other.
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
+import msgspec
+from msgspec import Meta
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -93,6 +96,85 @@ class Limits(_Model):
         return {factor: levels for factor, levels in given if levels is not None}
 
 
+class _QuickLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`Limits`, as the hot path reads it."""
+
+    incentive: "_QuickLevels | None" = None
+    tone: "_QuickLevels | None" = None
+    timing: "_QuickLevels | None" = None
+
+    def by_factor(self) -> dict[str, list[str]]:
+        given = (("incentive", self.incentive), ("tone", self.tone), ("timing", self.timing))
+        return {factor: levels for factor, levels in given if levels is not None}
+
+
+_QuickLevels = Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=100)]
+_QuickId = Annotated[str, Meta(min_length=1, max_length=128, pattern=_ID.replace("$", r"\Z"))]
+_QuickValue = (
+    bool
+    | Annotated[int, Meta(ge=-(2**53), le=2**53)]
+    | Annotated[float, Meta(ge=-1e15, le=1e15)]
+    | Annotated[str, Meta(max_length=256)]
+    | None
+)
+
+
+class _QuickRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`DecideRequest`, as the hot path reads it: in a tenth of the time. What it refuses, the contract judges."""
+
+    program: Annotated[str, Meta(max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*\Z")]
+    customer_id: _QuickId
+    decision_id: _QuickId | None = None
+    context: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=64)], _QuickValue], Meta(max_length=ATTRIBUTES)
+    ] = {}
+    only: _QuickLimits | None = None
+    without: _QuickLimits | None = None
+    at: Annotated[datetime, Meta(tz=True)] | None = None
+
+
+class _QuickBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`DecideBatch`, as the hot path reads it."""
+
+    requests: Annotated[list[_QuickRequest], Meta(min_length=1, max_length=BATCH)]
+
+
+_quick_request = msgspec.json.Decoder(_QuickRequest).decode
+_quick_batch = msgspec.json.Decoder(_QuickBatch).decode
+
+
+class AskedLimits(Protocol):
+    """Levels by factor, however they were read."""
+
+    def by_factor(self) -> dict[str, list[str]]: ...
+
+
+class Asked(Protocol):
+    """A valid request for a decision, however it was read: see `DecideRequest`."""
+
+    @property
+    def program(self) -> str: ...
+    @property
+    def customer_id(self) -> str: ...
+    @property
+    def decision_id(self) -> str | None: ...
+    @property
+    def context(self) -> Mapping[str, str | float | bool | None]: ...
+    @property
+    def only(self) -> AskedLimits | None: ...
+    @property
+    def without(self) -> AskedLimits | None: ...
+    @property
+    def at(self) -> datetime | None: ...
+
+
+class AskedMany(Protocol):
+    """Valid requests for decisions, however they were read."""
+
+    @property
+    def requests(self) -> Sequence[Asked]: ...
+
+
 class DecideRequest(_Model):
     """Ask for the next best nudge for one customer."""
 
@@ -116,11 +198,27 @@ class DecideRequest(_Model):
         default=None, description="when it is asked: now where omitted, and within five minutes of now"
     )
 
+    @classmethod
+    def read(cls, raw: bytes) -> Asked:  # type: ignore[override]
+        """Return what a request's body says."""
+        try:
+            return _quick_request(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return cls.model_validate_json(raw)
+
 
 class DecideBatch(_Model):
     """Ask for many decisions at once."""
 
     requests: Annotated[list[DecideRequest], Field(min_length=1, max_length=BATCH)]
+
+    @classmethod
+    def read(cls, raw: bytes) -> AskedMany:  # type: ignore[override]
+        """Return what a request's body says."""
+        try:
+            return _quick_batch(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return cls.model_validate_json(raw)
 
 
 class OutcomeReport(_Model):
@@ -301,12 +399,27 @@ class RowError(BaseModel):
     field: str | None = None
 
 
+class DecideNow(BaseModel):
+    """An outcome after which a decision is due at once, and why: ask for it while it is fresh.
+
+    `quick_win`: a step worth a word. `comeback`: the first step after a quiet time. `milestone`: one is reached.
+    `signal`: what the customer feels asks for an answer.
+    """
+
+    index: int
+    program: str
+    customer_id: str
+    event: str
+    reason: Literal["quick_win", "comeback", "milestone", "signal"]
+
+
 class Received(BaseModel):
-    """What became of the outcomes: accepted ones are kept."""
+    """What became of the outcomes: accepted ones are kept. `decide_now` names those that ask for a decision at once."""
 
     accepted: int
     duplicates: int
     errors: list[RowError]
+    decide_now: list[DecideNow] = []
 
 
 class MilestoneState(BaseModel):
@@ -379,6 +492,7 @@ class Part(BaseModel):
     """Whether a part of the service works."""
 
     ok: bool
+    warning: bool = Field(default=False, description="it works, and somebody should look")
     detail: str = ""
 
 

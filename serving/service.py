@@ -2,23 +2,28 @@
 
 import asyncio
 import logging
+import os
+import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
+from optimizer.customer import Trigger
 from optimizer.engine import CHAMPION, Chooser
 from optimizer.events import Outcome
 from optimizer.program import Attribute, Program
-from serving import problems, programs, publishing, schemas, validation
+from serving import problems, programs, publishing, reloading, schemas, tracing, validation, vitals
 from serving.auth import Gate, Key
 from serving.decider import Breaker, Decider, OverloadedError, Wish, new_id
 from serving.metrics import Metrics
 from serving.problems import ProblemError
 from serving.publishing import Follower, Slot
-from serving.schemas import Part, RowError
+from serving.schemas import DecideNow, Part, RowError
 from serving.settings import Settings
-from serving.store import Store, StoreError
+from serving.store import Heard, Store, StoreError
+from serving.targets import Target
 from serving.validation import Clock, InvalidError
 
 _AGAIN = 1.0
@@ -33,11 +38,12 @@ log = logging.getLogger("nudge.service")
 
 
 class Tally(NamedTuple):
-    """What became of reported outcomes."""
+    """What became of reported outcomes, and which of them ask for a decision at once."""
 
     accepted: int
     duplicates: int
     errors: list[RowError]
+    decide_now: list[DecideNow]
 
 
 class Service:
@@ -52,10 +58,18 @@ class Service:
         self.settings = settings
         self.clock = clock
         self.metrics = Metrics()
+        self.vitals = vitals.Vitals(self.metrics, home=settings.home, clock=clock)
+        self.tracer = tracing.tracer(settings.traces)
         self.gate = Gate(settings.keys_file, rate=settings.rate)
         self.breaker = Breaker()
+        self.watch = programs.Watch(settings.programs)
+        self.replaced: dict[str, list[Program]] = {}
+        self.versions = reloading.Versions()
         self.sources = programs.load(settings.programs)
-        self.deciders = {name: self._decider(source.program) for name, source in self.sources.items()}
+        self.deciders = {
+            name: self.new_decider(source.program, {CHAMPION: publishing.uniform(source.program)})
+            for name, source in self.sources.items()
+        }
         self.follower = Follower(
             {name: source.program for name, source in self.sources.items()},
             folder=settings.policies,
@@ -65,7 +79,7 @@ class Service:
         )
         self._store: Store | None = None
         self._unreachable = ""
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     # Life cycle.
 
@@ -77,40 +91,63 @@ class Service:
         """
         await asyncio.to_thread(self.follower.restore)
         await self._connect()
-        for work in (*(d.run for d in self.deciders.values()), self._follow, self._sweep):
-            self._tasks.append(asyncio.create_task(_for_ever(work)))
+        sending: list[Callable[[], Awaitable[None]]] = [partial(self._send, t) for t in self.settings.targets]
+        for decider in self.deciders.values():
+            self.start(reloading.task_of(decider.program), decider.run)
+        for work in (self._follow, self._sweep, self._look, *sending):
+            self.start(getattr(work, "__name__", f"send {len(self._tasks)}"), work)
 
     async def close(self) -> None:
         """Stop serving."""
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         if self._store is not None:
             await self._store.close()
+        await asyncio.to_thread(self.tracer.close)
 
-    def _decider(self, program: Program) -> Decider:
-        chooser = publishing.uniform(program)
-        self._note(Slot(program.name, CHAMPION), old="", new=chooser.version)
-        return Decider(
+    def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do background work, under a name, until it is stopped."""
+        self._tasks[name] = asyncio.create_task(_for_ever(work))
+
+    async def stop(self, name: str) -> None:
+        """End background work."""
+        task = self._tasks.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    def new_decider(self, program: Program, choosers: Mapping[str, Chooser]) -> Decider:
+        """Return what decides for a version of a program, by these policies."""
+        self.metrics.now.forget("nudge_program_loaded_at_seconds", program=program.name)
+        self.metrics.now.say(
+            "nudge_program_loaded_at_seconds", self.clock(), program=program.name, version=program.version
+        )
+        for arm, chooser in choosers.items():
+            self._note(Slot(program.name, arm), chooser)
+        decider = Decider(
             program,
-            chooser,
+            choosers[CHAMPION],
             store=lambda: self._store,
             metrics=self.metrics,
             size=self.settings.batch,
             queue=self.settings.queue,
             seconds=self.settings.decide_seconds,
             breaker=self.breaker,
+            tracer=self.tracer,
         )
+        for arm, chooser in choosers.items():
+            decider.swap(arm, chooser)
+        return decider
 
     def _swap(self, slot: Slot, chooser: Chooser) -> None:
-        old = self.deciders[slot.program].choosers.get(slot.arm)
         self.deciders[slot.program].swap(slot.arm, chooser)
-        self._note(slot, old=old.version if old else "", new=chooser.version)
+        self._note(slot, chooser)
 
-    def _note(self, slot: Slot, *, old: str, new: str) -> None:
-        if old and old != new:
-            self.metrics.policy.remove(*slot, old)
-        self.metrics.policy.labels(*slot, new).set(self.clock())
+    def _note(self, slot: Slot, chooser: Chooser) -> None:
+        name = "nudge_policy_loaded_at_seconds"
+        if self.metrics.now.value(name, **slot._asdict(), version=chooser.version) is None:
+            self.metrics.now.forget(name, **slot._asdict())
+            self.metrics.now.say(name, self.clock(), **slot._asdict(), version=chooser.version)
 
     async def _connect(self) -> None:
         url = self.settings.redis_url
@@ -128,6 +165,7 @@ class Service:
             log.warning("the store cannot be reached", extra={"error": type(error).__name__})
             return
         await self.follower.look(store)
+        store.targets = self.settings.targets
         self._store = store
 
     async def _follow(self) -> None:
@@ -136,17 +174,37 @@ class Service:
                 await self._connect()
             else:
                 await self.follower.look(self._store)
-            self.metrics.store_up.set(self._store is not None and self.breaker.healthy)
+                await reloading.reload(self, self._store)
+            self.metrics.now.say("nudge_store_up", float(self._store is not None and self.breaker.healthy))
             await asyncio.sleep(self.settings.follow_seconds if self._store is not None else _AGAIN)
+
+    async def _send(self, target: Target) -> None:
+        """Send webhooks to a target, unless another process does."""
+        from serving.webhooks import Patience, Sender  # noqa: PLC0415  (aiohttp: only where there are targets)
+
+        if self._store is None:
+            return  # and be started again
+        given = self.settings
+        patience = Patience(given.webhook_seconds, given.webhook_backoff, given.webhook_attempts)
+        chance = random.SystemRandom().random
+        who = secrets.token_hex(8)
+        await Sender(self._store, target, who=who, clock=self.clock, chance=chance, patience=patience).run()
+
+    async def _look(self) -> None:
+        """Measure now and then what no request shows."""
+        while True:
+            await self.vitals.look(self._store, [d.program for d in self.deciders.values()])
+            await asyncio.sleep(vitals.EVERY)
 
     async def _sweep(self) -> None:
         """Release what expired unshown, where programs report what is shown. A simulated store has its own clock."""
         while True:
             await asyncio.sleep(_SWEEP)
-            for decider in self.deciders.values():
-                if self._store is not None and decider.program.guardrails.reports_shown:
-                    now = decider.latest if self._store.simulated else self.clock()
-                    await self._store.sweep(decider.program, now=now)
+            for name, decider in self.deciders.items():
+                for program in (decider.program, *self.replaced.get(name, ())):
+                    if self._store is not None and program.guardrails.reports_shown:
+                        now = decider.latest if self._store.simulated else self.clock()
+                        await self._store.sweep(program, now=now)
 
     # What requests need.
 
@@ -189,8 +247,20 @@ class Service:
 
     # What they ask for.
 
-    async def decide(self, key: Key, requests: Sequence[schemas.DecideRequest], *, batched: bool) -> list[bytes]:
-        """Return an answer for each request, in order. Where batched, messages say which one is meant."""
+    async def decide_one(self, key: Key, request: schemas.Asked) -> bytes:
+        """Return the answer to a request."""
+        self.gate.charge(key, 1)
+        decider = self.decider(key, request.program)
+        try:
+            wish = self._wish(request, decider.program, at=self._clock(key).asked_at(request))
+        except InvalidError as error:
+            raise problems.field(error.field, str(error)) from None
+        self._check_room(decider, 1)
+        (answer,) = await decider.submit((wish,))
+        return answer
+
+    async def decide(self, key: Key, requests: Sequence[schemas.Asked]) -> list[bytes]:
+        """Return an answer for each request, in order. Messages say which one is meant."""
         self.gate.charge(key, len(requests))
         clock = self._clock(key)
         wishes: dict[str, dict[int, Wish]] = {}
@@ -199,19 +269,21 @@ class Service:
             try:
                 wish = self._wish(request, program, at=clock.asked_at(request))
             except InvalidError as error:
-                where = f"requests[{i}].{error.field}" if batched else error.field
-                raise problems.field(where, str(error)) from None
+                raise problems.field(f"requests[{i}].{error.field}", str(error)) from None
             wishes.setdefault(request.program, {})[i] = wish
-        try:
-            for name, rows in wishes.items():
-                self.deciders[name].check_room(len(rows))
-        except OverloadedError as error:
-            raise problems.overloaded(f"{error}; try again in a second, or run another API process") from None
+        for name, rows in wishes.items():
+            self._check_room(self.deciders[name], len(rows))
         coming = [(rows, self.deciders[name].submit(list(rows.values()))) for name, rows in wishes.items()]
         answers = {i: a for rows, part in coming for i, a in zip(rows, await part, strict=True)}
         return [answers[i] for i in range(len(requests))]
 
-    async def preview(self, key: Key, request: schemas.DecideRequest) -> bytes:
+    def _check_room(self, decider: Decider, rows: int) -> None:
+        try:
+            decider.check_room(rows)
+        except OverloadedError as error:
+            raise problems.overloaded(f"{error}; try again in a second, or run another API process") from None
+
+    async def preview(self, key: Key, request: schemas.Asked) -> bytes:
         """Return what would be decided at any moment and why, as it would be kept. Nothing is written.
 
         It is drawn under an id of its own: a client could otherwise learn what an id of its choice would draw.
@@ -220,18 +292,19 @@ class Service:
         decider, store = self.decider(key, request.program), self.store
         try:
             at = Clock(self.clock(), free=True).asked_at(request)
-            wish = self._wish(request.model_copy(update={"decision_id": None}), decider.program, at=at)
+            wish = self._wish(request, decider.program, at=at, named=False)
         except InvalidError as error:
             raise problems.field(error.field, str(error)) from None
         return await self.kept(decider.preview(wish, store))
 
-    def _wish(self, request: schemas.DecideRequest, program: Program, *, at: float) -> Wish:
+    def _wish(self, request: schemas.Asked, program: Program, *, at: float, named: bool = True) -> Wish:
+        """Return a valid request; under an id of its own where its id is not to be used."""
         if request.context:
             validation.attributes(request.context, program.attributes, field="context")
-        made = request.decision_id
+        made = request.decision_id if named else None
         if made is None:
             shard = self._store.shard(request.customer_id) if self._store else 0
-            made = new_id(shard, at=at, entropy=secrets.token_bytes(10))
+            made = new_id(shard, at=at, entropy=os.urandom(10))
         return Wish(request.customer_id, made, at, request.context, validation.limits(request, program))
 
     async def report(self, key: Key, rows: Mapping[int, schemas.OutcomeReport]) -> Tally:
@@ -247,16 +320,32 @@ class Service:
             else:
                 errors.append(found.model_copy(update={"index": i}))
         accepted = duplicates = 0
+        asked: list[DecideNow] = []
         for name, outcomes in valid.items():
             program = self.deciders[name].program
-            became = await self.kept(store.report(program, list(outcomes.values())))
+            heard = await self.kept(self._hear(store, program, list(outcomes.values())))
+            asked += [_asked(i, o, h.asks) for (i, o), h in zip(outcomes.items(), heard, strict=True) if h.asks]
+            became = [h.became for h in heard]
             self.metrics.count(self.metrics.outcomes, {"program": name}, became, by="became")
             for (i, outcome), state in zip(outcomes.items(), became, strict=True):
                 accepted, duplicates = accepted + (state == "accepted"), duplicates + (state == "duplicate")
                 if state == "unknown_event" or state == "unknown_customer":  # noqa: PLR1714  (narrows the type)
                     detail = validation.refusal(program, outcome.event, state=state)
                     errors.append(RowError(index=i, code=state, detail=detail))
-        return Tally(accepted, duplicates, sorted(errors, key=lambda e: e.index))
+        by_row = sorted(asked, key=lambda a: a.index)
+        return Tally(accepted, duplicates, sorted(errors, key=lambda e: e.index), by_row)
+
+    async def _hear(self, store: Store, program: Program, outcomes: Sequence[Outcome]) -> list[Heard]:
+        """Keep outcomes; of events that only an earlier version declared, as that one did."""
+        heard = await store.hear(program, outcomes)
+        self.vitals.sample(program, (o for o, h in zip(outcomes, heard, strict=True) if h.became == "accepted"))
+        unknown = {i: o for i, (o, h) in enumerate(zip(outcomes, heard, strict=True)) if h.became == "unknown_event"}
+        earlier = await self.versions.of(store, program) if unknown else {}
+        for i, outcome in unknown.items():
+            as_declared = programs.knowing(program, outcome.event, earlier=earlier)
+            if as_declared is not None:
+                (heard[i],) = await store.hear(as_declared, [outcome])
+        return heard
 
     def _outcome(self, key: Key, row: schemas.OutcomeReport, *, clock: Clock) -> Outcome | RowError:
         if row.program not in self.deciders or not key.may_see(row.program):
@@ -268,31 +357,61 @@ class Service:
         except InvalidError as error:
             return RowError(index=0, code="invalid", detail=f"{error.field} {error}", field=error.field)
 
+    async def erase(self, customer_id: str) -> bool:
+        """Forget a customer, also in messages that have not arrived; False if there was nothing to forget."""
+        erased = await self.store.erase(customer_id, at=self.clock())
+        if self.settings.targets:
+            from serving import webhooks  # noqa: PLC0415  (aiohttp: only where there are targets)
+
+            await webhooks.forget(self.store, [t.name for t in self.settings.targets], customer_id)
+        return erased
+
     # How it is.
 
     async def readiness(self) -> dict[str, Part]:
         """Return whether each part works."""
-        parts = {"store": await self._store_part(), "tasks": self._tasks_part()}
-        served = ", ".join(f"{n} {d.program.version}" for n, d in self.deciders.items())
-        parts["programs"] = Part(ok=bool(self.deciders), detail=served)
+        parts = {"store": await self._store_part(), "tasks": self._tasks_part(), "disk": self.vitals.disk()}
+        parts["programs"] = vitals.programs({n: d.program for n, d in self.deciders.items()}, self.watch.faults)
         for name, decider in self.deciders.items():
-            policies = (f"{arm}: {c.name} {c.version}" for arm, c in decider.choosers.items())
-            parts[f"policy:{name}"] = Part(ok=True, detail=", ".join(policies))
+            parts[f"policy:{name}"] = vitals.policies(name, decider.choosers, self.follower.refusals)
+        if self._store is not None and parts["store"].ok:
+            parts |= await self._log_parts(self._store)
+        for name, part in parts.items():
+            self.metrics.now.say("nudge_ready", float(part.ok), part=name)
         return parts
 
     async def _store_part(self) -> Part:
         if self._store is None:
             return Part(ok=False, detail=self._unreachable)
         try:
-            faults = await self._store.durability()
+            await self._store.ping()
         except StoreError as error:
             return Part(ok=False, detail=str(error))
-        return Part(ok=not faults, detail="; ".join(faults))
+        return Part(ok=True)
+
+    async def _log_parts(self, store: Store) -> dict[str, Part]:
+        """Return whether the log is kept, archived, and whether the registry is followed."""
+        try:
+            faults = await store.durability()
+            log_kept = Part(ok=not faults, detail="; ".join(faults))
+            return {"log": log_kept, "archive": await self.vitals.log(store), "follower": await vitals.follower(store)}
+        except StoreError as error:
+            return {"log": Part(ok=False, detail=str(error))}
 
     def _tasks_part(self) -> Part:
-        stopped = [task.get_coro().__qualname__ for task in self._tasks if task.done()]  # type: ignore[union-attr]
+        stopped = [name for name, task in self._tasks.items() if task.done()]
         running = bool(self._tasks) and not stopped
         return Part(ok=running, detail="" if running else f"stopped: {', '.join(stopped) or 'all'}; start it again")
+
+
+def _asked(index: int, outcome: Outcome, trigger: Trigger) -> DecideNow:
+    return DecideNow(
+        index=index,
+        program=outcome.program,
+        customer_id=outcome.customer_id,
+        event=outcome.event,
+        reason=trigger.reason,
+    )
 
 
 async def _for_ever(work: Callable[[], Awaitable[None]]) -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from serving import targets
+from serving.targets import Target
+
 _SCHEMES = ("redis", "rediss", "unix")
 
 
@@ -26,6 +29,11 @@ class Settings:
         rate: rows (decisions, outcomes) a second that one API key may send.
         follow_seconds: how often the published policies are looked at.
         log_level: least severity that is logged.
+        traces: where OpenTelemetry spans are posted; empty to trace nothing.
+        targets: who is told of what happens, by webhook.
+        webhook_seconds: after so long a webhook that is not answered counts as not taken.
+        webhook_backoff: seconds until a webhook is tried again the first time; then twice as long, and so on.
+        webhook_attempts: after so many a webhook is dead, until somebody replays it.
     """
 
     home: Path = Path("var")
@@ -40,6 +48,11 @@ class Settings:
     rate: float = 20_000.0
     follow_seconds: float = 1.0
     log_level: str = "info"
+    traces: str = ""
+    targets: tuple[Target, ...] = ()
+    webhook_seconds: float = 10.0
+    webhook_backoff: float = 5.0
+    webhook_attempts: int = 14
 
     @property
     def keys_file(self) -> Path:
@@ -83,6 +96,11 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         rate=_number(given, "NUDGE_RATE", 20_000.0, low=0.001, high=1e9),
         follow_seconds=_number(given, "NUDGE_FOLLOW_SECONDS", 1.0, low=0.01, high=3_600.0),
         log_level=_one_of(given, "NUDGE_LOG", ("debug", "info", "warning", "error"), default="info"),
+        traces=_traces(given),
+        targets=targets.load(given, home / "webhooks.toml"),
+        webhook_seconds=_number(given, "NUDGE_WEBHOOK_SECONDS", 10.0, low=0.01, high=60.0),
+        webhook_backoff=_number(given, "NUDGE_WEBHOOK_BACKOFF", 5.0, low=0.01, high=3_600.0),
+        webhook_attempts=int(_number(given, "NUDGE_WEBHOOK_ATTEMPTS", 14, low=1, high=100, kind=int)),
     )
 
 
@@ -118,6 +136,20 @@ def _url(given: Mapping[str, str], key: str) -> str | None:
             f" such as {key}=redis://127.0.0.1:6379/0"
         )
     return url
+
+
+def _traces(given: Mapping[str, str]) -> str:
+    """Return where spans go, by OpenTelemetry's own variables; empty where no exporter is configured."""
+    whole, every = given.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", ""), given.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    off = given.get("OTEL_SDK_DISABLED", "").lower() == "true" or given.get("OTEL_TRACES_EXPORTER") == "none"
+    endpoint = "" if off else whole or (f"{every.rstrip('/')}/v1/traces" if every else "")
+    protocol = given.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or given.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if endpoint and protocol not in (None, "http/protobuf"):
+        raise ValueError(
+            f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r}: spans are sent over http/protobuf only;"
+            " set it to that, and the endpoint to the collector's HTTP port, such as http://127.0.0.1:4318"
+        )
+    return endpoint
 
 
 def _secret(given: Mapping[str, str], key: str) -> str:

@@ -26,17 +26,20 @@ from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from optimizer.actions import FACTORS
+from optimizer.customer import Trigger
 from optimizer.events import Decision, Outcome, Salt, Scalar
 from optimizer.program import Program
 from serving import reads, records, reservations
 from serving.calls import ROWS, Before, Call, add_decision, add_outcomes, add_profile, add_release
+from serving.hooks import after_decision
 from serving.reads import Asked, Found, Read, Turn, Wanted
 from serving.records import Profile
 from serving.reservations import New, Place
+from serving.targets import Target
 
 __all__ = [
-    "Commitment", "Committed", "Found", "Overrun", "Profile", "Published", "Reported", "Store", "StoreError", "Turn",
-    "Wanted", "Word",
+    "Commitment", "Committed", "Found", "Heard", "Overrun", "Profile", "Published", "Reported", "Store", "StoreError",
+    "Turn", "Wanted", "Word",
 ]  # fmt: skip
 
 Word = str | bytes | int | float
@@ -85,6 +88,13 @@ Reported = Literal["accepted", "duplicate", "unknown_customer", "unknown_event"]
 """What became of an outcome: kept; known already in this revision or a higher one; refused, and why."""
 
 
+class Heard(NamedTuple):
+    """What became of an outcome, and what it asks for at once, if anything."""
+
+    became: Reported
+    asks: Trigger | None = None
+
+
 class Published(NamedTuple):
     """A policy as it was published: its version, and its saved folder as bytes."""
 
@@ -105,6 +115,7 @@ class Store:
     Args:
         shards: how many parts customers are divided into, fixed when the store was created.
         simulated: whether the store was created for simulated customers, whose clock is not ours.
+        targets: who is told of what happens; the messages are queued by the commit that they are about.
         salt: keys the draw; created with the store.
         erasure_key: keys the digests by which the archive knows whom to forget.
     """
@@ -115,6 +126,7 @@ class Store:
         self._idle: list[Connection] = []
         self.shards = 1
         self.simulated = False
+        self.targets: Sequence[Target] = ()
         self.salt = Salt("", b"")
         self.erasure_key = b""
 
@@ -312,7 +324,10 @@ class Store:
         def add(call: Call, i: int) -> None:
             found, decision, answer = rows[i]
             before = Before(Place(found.customer), found.rev, found.control)
-            add_decision(call, program, decision, before=before, answer=answer, shards=self.shards)
+            messages = after_decision(self.targets, decision, answer.partition(b"\n")[0]) if self.targets else ()
+            add_decision(
+                call, program, decision, before=before, answer=answer, shards=self.shards, messages=messages
+            )
 
         verdicts = await self._commit(program.name, [r.decision.customer_id for r in rows], add)
         return [_committed(verdict, row.answer) for verdict, row in zip(verdicts, rows, strict=True)]
@@ -346,8 +361,12 @@ class Store:
         A revision that is known, or lower than one that is, is a duplicate. An outcome of a customer who was never
         decided for nor put is refused, not kept.
         """
+        return [heard.became for heard in await self.hear(program, outcomes)]
+
+    async def hear(self, program: Program, outcomes: Sequence[Outcome]) -> list[Heard]:
+        """Do what `report` does, and return what each outcome asks for as well."""
         cases: dict[str, dict[int, Outcome]] = {}
-        became: dict[int, Reported] = {i: "unknown_event" for i, o in enumerate(outcomes) if not program.knows(o.event)}
+        became = {i: Heard("unknown_event") for i, o in enumerate(outcomes) if not program.knows(o.event)}
         for _ in range(ATTEMPTS):
             cases = defaultdict(dict)
             for i, outcome in enumerate(outcomes):
@@ -358,24 +377,25 @@ class Store:
             became |= await self._report(program, cases)
         raise StoreError(f"{', '.join(map(repr, cases))} kept changing while outcomes were written: send them again")
 
-    async def _report(self, program: Program, cases: Mapping[str, Mapping[int, Outcome]]) -> dict[int, Reported]:
+    async def _report(self, program: Program, cases: Mapping[str, Mapping[int, Outcome]]) -> dict[int, Heard]:
         """Try once, a case a customer; return what has become of outcomes, by their number."""
-        became: dict[int, Reported] = {}
+        became: dict[int, Heard] = {}
+        asked: dict[int, list[Trigger | None]] = {}
         writes: list[tuple[Before, dict[int, New]]] = []
         for case, (before, revisions) in zip(cases.values(), await self._known(program, cases), strict=True):
             news = reads.news(case, revisions) if before.rev else {}
-            became |= dict.fromkeys(case.keys() - news, "duplicate" if before.rev else "unknown_customer")
+            became |= dict.fromkeys(case.keys() - news, Heard("duplicate" if before.rev else "unknown_customer"))
             if news:
                 writes.append((before, news))
 
         def add(call: Call, i: int) -> None:
             before, news = writes[i]
-            add_outcomes(call, program, [*news.values()], before=before)
+            asked[i] = add_outcomes(call, program, [*news.values()], before=before, targets=self.targets)
 
         names = [before.place.customer.customer_id for before, _ in writes]
-        for (_, news), verdict in zip(writes, await self._commit(program.name, names, add), strict=True):
+        for i, verdict in enumerate(await self._commit(program.name, names, add)):
             if verdict == COMMITTED:
-                became |= dict.fromkeys(news, "accepted")
+                became |= {row: Heard("accepted", asks) for row, asks in zip(writes[i][1], asked[i], strict=True)}
         return became
 
     async def _known(

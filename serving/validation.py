@@ -36,7 +36,7 @@ class Clock(NamedTuple):
     now: float
     free: bool = False
 
-    def asked_at(self, request: schemas.DecideRequest) -> float:
+    def asked_at(self, request: schemas.Asked) -> float:
         """Return when a decision is asked for."""
         if request.at is None:
             return self.now
@@ -82,14 +82,14 @@ def attributes(given: Mapping[str, Scalar], declared: Sequence[Attribute], *, fi
             raise InvalidError(f"{field}.{name}", f"is not {expected}; send {expected}, or null for unknown")
 
 
-def limits(request: schemas.DecideRequest, program: Program) -> Request:
+def limits(request: schemas.Asked, program: Program) -> Request:
     """Return what a request limits itself to; `InvalidError` for a level that the program does not have."""
     if request.only is None and request.without is None:
         return Request()
     return Request(_levels(request.only, program, field="only"), _levels(request.without, program, field="without"))
 
 
-def _levels(given: schemas.Limits | None, program: Program, *, field: str) -> dict[str, list[str]]:
+def _levels(given: schemas.AskedLimits | None, program: Program, *, field: str) -> dict[str, list[str]]:
     by_factor = given.by_factor() if given else {}
     names = {"incentive": program.space.incentives, "tone": program.space.tones, "timing": program.space.timings}
     for factor, levels in by_factor.items():

@@ -21,7 +21,8 @@ def test_the_curl_examples_of_the_readme_work_as_written(tmp_path: Path) -> None
     introduced, decided, reported, looked = answers[:4]
     assert introduced[0]["customer_id"] == "c-42"
     assert decided[0]["decision_id"] == "d-1"
-    assert reported[0] == {"accepted": 2, "duplicates": 0, "errors": []}
+    assert (reported[0]["accepted"], reported[0]["duplicates"], reported[0]["errors"]) == (2, 0, [])
+    assert [row["reason"] for row in reported[0]["decide_now"]] == ["milestone", "quick_win"]
     assert looked[0]["stage"] == "decide"  # the trial moved the customer there
     assert looked[1]["decision_id"] == "d-1"
     assert sum(looked[1]["chances"].values()) > 0

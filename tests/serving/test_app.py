@@ -442,9 +442,9 @@ async def test_a_dry_run_shows_any_moment_and_writes_nothing(client: Client) -> 
 async def test_an_outcome_moves_the_customer_on_and_counts_once(client: Client) -> None:
     await client.decide("mover")
     first = await report(client, "mover", "step", outcome_id="s1")
-    assert (first.status, first.json) == (202, {"accepted": 1, "duplicates": 0, "errors": []})
+    assert (first.status, first.json) == (202, {"accepted": 1, "duplicates": 0, "errors": [], "decide_now": []})
     again = await report(client, "mover", "step", outcome_id="s1")
-    assert again.json == {"accepted": 0, "duplicates": 1, "errors": []}
+    assert again.json == {"accepted": 0, "duplicates": 1, "errors": [], "decide_now": []}
     state = (await client.ask("GET", "/v1/customers/mover?program=small")).json
     schemas.CustomerState.model_validate(state)
     assert (state["stage"], state["milestones"][0]["done"]) == ("active", 1)
