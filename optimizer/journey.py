@@ -132,11 +132,10 @@ def _pause(event: Event, *, at: float, value: float | None) -> float:
 
 def _step(program: Program, customer: Customer, event: str, *, at: float) -> Customer:
     offset = utc_offset(customer.time_zone or program.guardrails.time_zone, at)
-    day, cadence = local_day(at, offset), program.guardrails.cadence
+    day = local_day(at, offset)
     streak = Streak(customer.streak, customer.streak_day, customer.longest_streak).on(day)
     latest = customer.last_step_at is None or at >= customer.last_step_at
     named = {m.name: customer.streaks.get(m.name, Streak()).on(day) for m in program.streaks if event in m.streak_of}
-    learns = cadence is not None and cadence.hour_within is not None
     return replace(
         customer,
         steps=customer.steps.plus(1.0, at=at, half_life=program.momentum_half_life),
@@ -146,7 +145,7 @@ def _step(program: Program, customer: Customer, event: str, *, at: float) -> Cus
         streak_day=streak.day,
         longest_streak=streak.longest,
         streaks={**customer.streaks, **named},
-        hours=customer.hours.plus((at + offset) % DAY / 3600.0, at=at) if learns else customer.hours,
+        hours=customer.hours.plus((at + offset) % DAY / 3600.0, at=at),
     )
 
 

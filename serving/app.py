@@ -140,7 +140,7 @@ async def decide_batch(request: Request, key: Decides, body: schemas.DecideBatch
 @lean.post("/v1/decide/dry-run", responses={200: {"model": schemas.Explanation}})
 async def dry_run(request: Request, key: Decides, body: schemas.DecideRequest) -> Response:
     """Show what would be decided at any time, and why. Nothing is written."""
-    return _json(render.explained(await _service(request).preview(key, body)))
+    return _json(await _service(request).preview(key, body))
 
 
 @plain.get("/v1/decisions/{decision_id}", responses={200: {"model": schemas.Explanation}})
@@ -152,13 +152,19 @@ async def explain(
     service: Live,
 ) -> Response:
     """Say why a decision of the last seven days was made, and why not another: chances, and rules that blocked."""
-    service.decider(key, program)
-    kept = await service.kept(service.store.answer(program, customer_id, decision_id))
-    if kept is None:
-        raise ProblemError(
-            404, "unknown-decision", "no decision of that id, customer and program in the last seven days"
-        )
-    return _json(render.explained(kept))
+    decider = service.decider(key, program)
+    return _json(service.explained(decider, await service.answered(program, customer_id, decision_id)))
+
+
+@plain.post("/v1/decisions/{decision_id}/hand-off", responses={200: {"model": schemas.HandedOff}})
+async def hand_off(
+    decision_id: Annotated[schemas.Id, InPath()], body: schemas.HandOff, key: Looks, service: Live
+) -> Response:
+    """Ask, right before delivering, whether a nudge may still go out: consent and guardrails are checked again.
+
+    Where it may not, it is cancelled: what it had reserved is free again, and it stays cancelled.
+    """
+    return _json(await service.hand_off(key, decision_id, body))
 
 
 # Outcomes.
@@ -194,12 +200,13 @@ async def report(request: Request, key: Reports, body: schemas.OutcomeReports) -
 
 @plain.get("/v1/customers/{customer_id}", responses={200: {"model": schemas.CustomerState}})
 async def customer(customer_id: CustomerId, program: OfProgram, key: Looks, service: Live) -> Response:
-    """Show where a customer is: stage, progress to the next milestone, rewards to come, consent and attributes."""
+    """Show where a customer is: stage, progress, rewards earned and to come, and why the latest nudge came."""
     declared, now = service.decider(key, program).program, service.clock()
     found = await service.kept(service.store.get(declared, customer_id, at=now))
     if found is None:
         raise ProblemError(404, "unknown-customer", "nobody has asked or put anything about this customer")
-    return _json(render.customer_state(declared, found.customer, at=now))
+    recent = await service.kept(service.store.history(program, customer_id, limit=1))
+    return _json(render.customer_state(declared, found.customer, at=now, latest=recent[0] if recent else None))
 
 
 @plain.put("/v1/customers/{customer_id}", responses={200: {"model": schemas.Profile}})
@@ -259,6 +266,7 @@ async def program(name: Annotated[schemas.Name, InPath()], key: Looks, service: 
         timings=list(declared.space.timings),
         policies={a: schemas.PolicyName(name=c.name, version=c.version) for a, c in decider.choosers.items()},
         paused=sorted(paused),
+        budget=await service.budget(decider),
     )
     return _json(served.model_dump_json().encode())
 

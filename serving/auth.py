@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from serving.problems import ProblemError, overloaded, unauthorized
+from serving.rates import Buckets
 
 Scope = Literal["decide", "report", "admin", "simulate"]
 SCOPES: tuple[Scope, ...] = ("decide", "report", "admin", "simulate")
@@ -30,7 +32,10 @@ _LOOK_AGAIN = 0.25
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an API key: never the key itself, only its SHA-256. No programs means all of them."""
+    """What is known of an API key: never the key itself, only its SHA-256. No programs means all of them.
+
+    `until` is when a key that was rotated ends, in seconds since the epoch.
+    """
 
     name: str
     id: str
@@ -38,6 +43,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     scopes: tuple[Scope, ...]
     programs: tuple[str, ...] = ()
     created_at: str = ""
+    until: float | None = None
 
     def may_see(self, program: str) -> bool:
         """Whether the key is for this program."""
@@ -69,30 +75,53 @@ def create(file: Path, name: str, *, scopes: Sequence[str], programs: Sequence[s
     if unknown := [s for s in scopes if s not in SCOPES] or ([] if scopes else ["none"]):
         raise ValueError(f"scopes {unknown!r}: expected one or more of {', '.join(SCOPES)}")
     with _changing(file) as keys:
-        if name in keys:
+        if name in (k.name for k in keys.values()):
             raise ValueError(f"a key named {name!r} exists: choose another name, or `nudge keys rotate {name}`")
-        keys[name], token = _made(name, scopes=tuple(scopes), programs=tuple(programs))  # type: ignore[arg-type]
+        made, token = _made(name, scopes=tuple(scopes), programs=tuple(programs))  # type: ignore[arg-type]
+        keys[made.id] = made
     return token
 
 
-def rotate(file: Path, name: str) -> str:
-    """Replace a key by a new one of the same name, scopes and programs, and return it. The old one ends at once."""
+def rotate(file: Path, name: str, *, overlap: float = 0.0, now: float | None = None) -> str:
+    """Replace a key by a new one of the same name, scopes and programs, and return it.
+
+    Args:
+        file: where the hashes are kept.
+        name: of the key.
+        overlap: seconds for which the old one goes on, while clients change over; 0 ends it at once.
+        now: seconds since the epoch; by the clock where omitted.
+    """
+    until = (time.time() if now is None else now) + overlap
     with _changing(file) as keys:
         old = _named(keys, name, file=file)
-        keys[name], token = _made(name, scopes=old.scopes, programs=old.programs)
+        for key in [k for k in keys.values() if k.name == name]:
+            if overlap <= 0:
+                del keys[key.id]
+            else:
+                keys[key.id] = replace(key, until=until if key.until is None else min(key.until, until))
+        made, token = _made(name, scopes=old.scopes, programs=old.programs)
+        keys[made.id] = made
     return token
 
 
 def revoke(file: Path, name: str) -> None:
-    """Forget a key. ValueError if there is none of that name."""
+    """Forget a key, and those that it replaced. ValueError if there is none of that name."""
     with _changing(file) as keys:
-        del keys[_named(keys, name, file=file).name]
+        _named(keys, name, file=file)
+        for key in [k for k in keys.values() if k.name == name]:
+            del keys[key.id]
 
 
 def listed(file: Path) -> list[dict[str, Any]]:
     """Return name, scopes, programs and age of each key: nothing that would let anybody in."""
     shown = ("name", "scopes", "programs", "created_at")
-    return [{k: getattr(key, k) for k in shown} for key in read(file) or ()]
+    ends = {
+        k.id: datetime.fromtimestamp(k.until, UTC).isoformat(timespec="seconds") for k in read(file) or () if k.until
+    }
+    return [
+        {k: getattr(key, k) for k in shown} | ({"ends_at": ends[key.id]} if key.id in ends else {})
+        for key in read(file) or ()
+    ]
 
 
 def read(file: Path) -> tuple[Key, ...] | None:
@@ -145,18 +174,21 @@ def _digest(token: str) -> str:
 
 
 def _named(keys: MutableMapping[str, Key], name: str, *, file: Path) -> Key:
-    if name not in keys:
-        raise ValueError(f"{file}: no key named {name!r}; there are: {', '.join(keys) or 'none'}")
-    return keys[name]
+    """Return the newest key of a name."""
+    named = [k for k in keys.values() if k.name == name]
+    if not named:
+        known = dict.fromkeys(k.name for k in keys.values())
+        raise ValueError(f"{file}: no key named {name!r}; there are: {', '.join(known) or 'none'}")
+    return named[-1]
 
 
 @contextmanager
 def _changing(file: Path) -> Iterator[dict[str, Key]]:
-    """Yield the keys by name, and write them back: all or nothing, one process at a time."""
+    """Yield the keys by id, and write them back: all or nothing, one process at a time."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        keys = {k.name: k for k in read(file) or ()}
+        keys = {k.id: k for k in read(file) or ()}
         yield keys
         text = msgspec.json.format(msgspec.json.encode(_File(tuple(keys.values()))), indent=1)
         replacement = file.with_suffix(".new")
@@ -180,17 +212,27 @@ class Gate:
     Args:
         file: where the hashes are.
         rate: rows a second for one key; twice as many at once.
+        shared: where several workers keep count together; None for one process.
         clock: seconds, never going back.
+        today: seconds since the epoch.
     """
 
-    def __init__(self, file: Path, *, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        rate: float,
+        shared: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        today: Callable[[], float] = time.time,
+    ) -> None:
         self._file = file
         self._rate = rate
-        self._clock = clock
+        self._clock, self._today = clock, today
         self._looked_at = -float("inf")
         self._stamp: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] | None = None
-        self._buckets: dict[str, tuple[float, float]] = {}
+        self._buckets = Buckets(shared, rate=rate, most=2.0 * rate)
         self._look(first=True)
 
     @property
@@ -210,6 +252,8 @@ class Gate:
         key = self._keys.get(match[1]) if match else None
         if not hmac.compare_digest(_digest(token), key.sha256 if key else "0" * 64) or key is None:
             raise unauthorized("this API key is not known here: it may have been revoked or rotated")
+        if key.until is not None and self._today() >= key.until:
+            raise unauthorized(f"key {key.name!r} was rotated, and its overlap has ended: use the new one")
         if needed not in key.scopes:
             raise ProblemError(
                 403,
@@ -220,20 +264,14 @@ class Gate:
         return key
 
     def charge(self, key: Key, rows: int) -> None:
-        """Take rows from what a key may send; raise 429 where nothing is left.
-
-        One request may overdraw, so that a large one gets its turn; the next ones wait until it is paid off.
-        """
+        """Take rows from what a key may send; raise 429 where nothing is left."""
         if not key.id:
             return
-        now = self._clock()
-        left, since = self._buckets.get(key.id, (2.0 * self._rate, now))
-        left = min(left + (now - since) * self._rate, 2.0 * self._rate)
+        # By name: a key and the one that replaces it are one client.
+        left = self._buckets.take(key.name, rows, now=self._clock())
         if left <= 0:
-            self._buckets[key.id] = (left, now)
             seconds = int(-left / self._rate) + 1
             raise overloaded(f"key {key.name!r} sends more than {self._rate:g} rows a second", seconds=seconds)
-        self._buckets[key.id] = (left - rows, now)
 
     def _anybody(self, connection: MutableMapping[str, Any]) -> Key:
         client = connection.get("client")

@@ -102,11 +102,15 @@ def keys_list(as_json: bool) -> None:
 
 @keys.command("rotate")
 @click.argument("name")
-def keys_rotate(name: str) -> None:
-    """Replace a key by a new one and print it once."""
+@click.option(
+    "--overlap", default="0m", show_default=True, help="How long the old key goes on, such as 30m, 12h or 2d."
+)
+def keys_rotate(name: str, overlap: str) -> None:
+    """Replace a key by a new one and print it once; the old one goes on for the overlap."""
+    from optimizer.program import Duration
     from serving import auth, settings
 
-    click.echo(auth.rotate(settings.load().keys_file, name))
+    click.echo(auth.rotate(settings.load().keys_file, name, overlap=Duration.parse(overlap)))
 
 
 @keys.command("revoke")
@@ -154,32 +158,40 @@ def train(program: str, kinds: tuple[str, ...], as_json: bool) -> None:
 @program_argument
 @click.option("--whole", is_flag=True, help="Value what learned nothing on the whole log; leave candidates out.")
 @click.option("--always", multiple=True, metavar="NUDGE", help="Value incentive/tone/timing, always made; repeatable.")
+@click.option("--accept-estimated", is_flag=True, help="Let the gate promote on propensities that were estimated.")
+@click.option("--until", type=float, default=None, help="As of this time, seconds since the epoch: to have it again.")
+@click.option("--candidate", "candidates", multiple=True, metavar="VERSION", help="Judge this version; repeatable.")
+@click.option("--champion", default=None, metavar="VERSION", help="Compare with this version, or with none.")
 @as_json
-def evaluate(program: str, whole: bool, always: tuple[str, ...], as_json: bool) -> None:
+def evaluate(program: str, as_json: bool, until: float | None, champion: str | None, **asked: Any) -> None:
     """Judge the newest candidates on the later part of the log; the page for marketers goes to MLflow."""
     from serving import loop, output
 
+    again = loop.Again(until, asked.pop("candidates"), champion)
     with output.progress() as told:
-        evaluated = loop.evaluate(found(program), whole=whole, always=always, progress=told)
+        evaluated = loop.evaluate(found(program), again=again, progress=told, **asked)
     output.show(evaluated, as_json=as_json)
 
 
 @main.command()
 @program_argument
 @click.option("--rollback", is_flag=True, help="Make the previous champion the champion again.")
+@click.option("--require-approval", is_flag=True, envvar="NUDGE_REQUIRE_APPROVAL",
+              help="Wait for the tag approved_by, which a person sets on the version in MLflow's UI.")  # fmt: skip
 @as_json
-def promote(program: str, rollback: bool, as_json: bool) -> None:
+def promote(program: str, rollback: bool, require_approval: bool, as_json: bool) -> None:
     """Move the champion's alias if the newest evaluation shows a better challenger, and say why or why not."""
     from serving import loop, output
 
-    output.show(loop.promote(found(program), rollback=rollback), as_json=as_json)
+    promoted = loop.promote(found(program), rollback=rollback, require_approval=require_approval)
+    output.show(promoted, as_json=as_json)
 
 
 @main.command()
 @program_argument
 @as_json
 def audit(program: str, as_json: bool) -> None:
-    """Check whether the archived log can be trusted to answer questions: its probabilities, weights and maturity."""
+    """Check whether the archived log can be trusted to answer questions, and was written as it says."""
     from serving import loop, output
 
     output.show(loop.audit(found(program)), as_json=as_json)
@@ -188,11 +200,31 @@ def audit(program: str, as_json: bool) -> None:
 @main.command()
 @program_argument
 @click.option("--output", "target", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the page.")
-def report(program: str, target: Path | None) -> None:
-    """Write the newest evaluation's page to a file that any browser opens."""
-    from serving import loop
+@click.option("--since", default=None, metavar="DATE", help="From this day on, such as 2026-11-01 (UTC).")
+@click.option("--until", default=None, metavar="DATE", help="Up to this day, itself left out.")
+@click.option("--arm", default="", help="Only this arm: champion, challenger, evaluation or holdout.")
+@click.option("--policy", default="", metavar="NAME[@VERSION]", help="Only decisions of this policy.")
+@click.option("--days", type=click.FloatRange(0.01), default=None, help="How long to follow customers; else up to 14.")
+@click.option("--protect", multiple=True, metavar="ATTRIBUTE", help="Must not decide who is nudged; repeatable.")
+@click.option("--evaluation", is_flag=True, help="The newest evaluation's page of policies instead.")
+@as_json
+def report(program: str, evaluation: bool, target: Path | None, as_json: bool, **asked: Any) -> None:
+    """Measure the program: funnel, satisfaction, rewards, lift, fairness, wear-out; a page, and a run in MLflow.
 
-    click.echo(loop.report(found(program), target=target))
+    With --evaluation, write the page of the newest `nudge evaluate` instead, which compares policies.
+    """
+    from serving import loop, output
+
+    if evaluation:
+        click.echo(loop.evaluation_report(found(program), target=target))
+        return
+    reported = loop.report(found(program), loop.asked(**asked), target=target, command=" ".join(_typed()))
+    output.show(reported if as_json else loop.in_short(reported), as_json=as_json)
+
+
+def _typed() -> list[str]:
+    """Return the command as it was typed, to have its result again."""
+    return ["nudge", *sys.argv[1:]]
 
 
 @main.command()
@@ -250,6 +282,16 @@ def program_check(program: str, as_json: bool) -> None:
     output.show(output.audited(found), as_json=as_json)
     if not found.fit:
         sys.exit(2)
+
+
+@program_group.command("publish")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def program_publish(file: Path) -> None:
+    """Put a program from FILE into service; a running one takes it up within a second or two."""
+    from serving import programs, settings
+
+    source, target = programs.publish(file, folder=settings.load().programs)
+    click.echo(f"published {source.program.name} {source.program.version} as {target}")
 
 
 @program_group.command("show")

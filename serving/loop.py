@@ -6,32 +6,55 @@ another machine.
 
 import asyncio
 import logging
+import math
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
+from optimizer.actions import Floats
 from optimizer.engine import CHALLENGER, CHAMPION
+from optimizer.events import Salt
+from optimizer.policy import Policy, Rounds
 from optimizer.program import Program
 from policies import load as load_policy
+from policies.fixed import Uniform
 from serving import archive as archiver
 from serving import programs, publishing, settings, vitals
 from serving.processes import store_url
 from serving.publishing import Slot
 from serving.store import Published, Store
-from training import dataset, promotion
+from training import audit as auditing
+from training import dataset, events, promotion, scorecard_page
 from training import evaluate as judging
 from training import report as page
+from training import scorecard as measuring
 from training import train as training
 from training.evaluate import Evaluation, Progress, Score, Target
+from training.fairness import Limits
 from training.promotion import Verdict
-from training.registry import Registered, Registry
+from training.registry import APPROVED_BY, Registered, Registry
+from training.scorecard import Asked, Scorecard
 
 _LOG = logging.getLogger("nudge.follow")
 
 POLL_SECONDS = 5.0
 """How often the follower looks at the aliases in MLflow."""
+
+
+WAITING = "waiting for approval"
+
+
+class Again(NamedTuple):
+    """What an evaluation was of: the log up to a time, the candidates' versions, the champion's (`none` for none)."""
+
+    until: float | None = None
+    candidates: Sequence[str] = ()
+    champion: str | None = None
 
 
 class Archived(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +126,8 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
     estimates: list[Estimated]
     reasons: list[str]
     failed_checks: list[str]
+    notes: list[str] = []
+    command: str = ""
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +149,15 @@ class Promoted(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[str]
 
 
+class Reported(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the program's scorecard is, what it says first, and all of it."""
+
+    page: str
+    run: str
+    sentence: str
+    scorecard: Scorecard
+
+
 def archive(*, watch: bool = False) -> Archived:
     """Move the event log to Parquet; with `watch`, until interrupted."""
     given = settings.load()
@@ -142,7 +176,7 @@ async def _archive(url: str, folder: Path, *, watch: bool) -> Archived:
 
 def train(program: Program, *, kinds: Sequence[str] = (), progress: Progress | None = None) -> Trainings:
     """Fit candidates on the earlier part of the archived log and register each in MLflow."""
-    whole = dataset.load(settings.load().archive, program)
+    whole = dataset.load(settings.load().archive, program, arms="judging")
     earlier = training.split(whole).earlier.with_stage_values()
     found = training.train(earlier, kinds=tuple(kinds) or training.LEARNERS, progress=progress)
     store = Registry.open()
@@ -164,7 +198,13 @@ def train(program: Program, *, kinds: Sequence[str] = (), progress: Progress | N
 
 
 def evaluate(
-    program: Program, *, whole: bool = False, always: Sequence[str] = (), progress: Progress | None = None
+    program: Program,
+    *,
+    whole: bool = False,
+    always: Sequence[str] = (),
+    accept_estimated: bool = False,
+    again: Again | None = None,
+    progress: Progress | None = None,
 ) -> Evaluated:
     """Judge the newest candidates on the part of the log that they did not learn from; the page goes to MLflow.
 
@@ -173,22 +213,27 @@ def evaluate(
         whole: value what learned nothing (today's policy, hold, rules, chance, `always`) on the whole log instead;
             candidates, which learned from a part of it, are left out.
         always: nudges (`incentive/tone/timing`) to value as if always made.
+        accept_estimated: let the gate promote on propensities that were estimated.
+        again: what an earlier evaluation was of, to have it once more.
         progress: told of the blocks done.
     """
-    store = Registry.open()
-    log = dataset.load(settings.load().archive, program)
+    store, again = Registry.open(), again or Again()
+    log = dataset.load(settings.load().archive, program, now=again.until, arms="judging")
     targets = [*judging.baselines(program), *(judging.always(program.space, nudge) for nudge in always)]
-    champion = store.champion(program.name)
+    champion = _champion(program, store, again)
     if whole:
         judged, history = log, None
     else:
         history, judged = training.split(log)
-        targets += _learned(program, store, champion=champion)
+        targets += _learned(program, store, champion=champion, versions=again.candidates)
+        targets += _best_fixed(program, history, known={t.name for t in targets})
     reference = CHAMPION if any(t.name == CHAMPION for t in targets) else judging.TODAY
-    found = judging.evaluate(judged, targets, reference=reference, history=history, progress=progress)
-    verdict = promotion.judge(found)
+    vectors = _loggers(program, store, judged)
+    found = judging.evaluate(judged, targets, reference=reference, history=history, loggers=vectors, progress=progress)
+    verdict = promotion.judge(found, accept_estimated=accept_estimated)
+    flags = [f for f, given in (("--whole", whole), ("--accept-estimated", accept_estimated)) if given]
     command = " ".join(
-        ["nudge evaluate", program.name, *(["--whole"] if whole else []), *(f"--always {a}" for a in always)]
+        ["nudge evaluate", program.name, *flags, *(f"--always {a}" for a in always), *_again(log, found, whole=whole)]
     )
     files: dict[str, str | bytes] = {
         "report.html": page.html(found, verdict, command=command),
@@ -196,12 +241,60 @@ def evaluate(
     }
     params = {"program": program.name, "program_version": program.version, "command": command}
     run = store.log_evaluation(found, verdict, dataset=judged, files=files, params=params)
-    return _evaluated(found, verdict, run=run)
+    return _evaluated(found, verdict, run=run, command=command)
 
 
-def _learned(program: Program, store: Registry, *, champion: Registered | None) -> list[Target]:
+def _champion(program: Program, store: Registry, again: Again) -> Registered | None:
+    """Return the champion, or who it was then."""
+    if again.champion is None:
+        return store.champion(program.name)
+    return None if again.champion == "none" else store.get(program.name, again.champion)
+
+
+def _again(log: dataset.Dataset, found: Evaluation, *, whole: bool) -> list[str]:
+    """Return the options that make an evaluation give the same numbers, whatever has come in since."""
+    options = [f"--until {log.until!r}"] if math.isfinite(log.until) else []
+    if whole:
+        return options
+    versions = [f"--candidate {s.version}" for s in found.scores if s.role == "candidate" and s.version]
+    champion = next((s.version for s in found.scores if s.role == "champion"), "none")
+    return [*options, *versions, f"--champion {champion}"]
+
+
+def _best_fixed(program: Program, history: dataset.Dataset, *, known: set[str]) -> list[Target]:
+    """Return the nudge that did best on the training slice, always made: the simplest policy to beat."""
+    best = judging.best_fixed(history)
+    return [judging.always(program.space, best)] if best and f"always {best}" not in known else []
+
+
+def _loggers(program: Program, store: Registry, log: dataset.Dataset) -> dict[str, Callable[[Rounds], Floats]]:
+    """Return what each policy that logged would have drawn from, where the registry still has it."""
+    found: dict[str, Callable[[Rounds], Floats]] = {}
+    if log.estimated_propensities or len(log.loggers) < 2:
+        return found
+    for logger, policy in _policies(program, store, log.loggers).items():
+        found[logger] = judging.deployed(logger, policy, program).vectors
+    return found
+
+
+def _policies(program: Program, store: Registry, loggers: Sequence[str]) -> dict[str, Policy]:
+    """Return the policies that logged, by `name@version`, as far as they are known: the first of all is chance."""
+    found: dict[str, Policy] = {}
+    for logger in loggers:
+        name, _, version = logger.partition("@")
+        if name == Uniform.name and version == publishing.uniform(program).version:
+            found[logger] = Uniform(program.space)
+        elif version.isdecimal() and (saved := store.find(program.name, version)) is not None:
+            found[logger] = load_policy(saved.folder, program.space)
+    return found
+
+
+def _learned(
+    program: Program, store: Registry, *, champion: Registered | None, versions: Sequence[str] = ()
+) -> list[Target]:
     """Return the champion, as what candidates are compared with, and every candidate that is not the champion."""
-    new = [f for f in store.newest(program.name) if champion is None or f.version != champion.version]
+    newest = [store.get(program.name, v) for v in versions] or store.newest(program.name)
+    new = [f for f in newest if champion is None or f.version != champion.version]
     targets = [_target(program, found, name=found.name, role="candidate") for found in new]
     if champion is not None:
         targets.append(_target(program, champion, name=CHAMPION, role="champion"))
@@ -215,7 +308,7 @@ def _target(program: Program, found: Registered, *, name: str, role: judging.Rol
     )
 
 
-def _evaluated(found: Evaluation, verdict: Verdict, *, run: str) -> Evaluated:
+def _evaluated(found: Evaluation, verdict: Verdict, *, run: str, command: str) -> Evaluated:
     return Evaluated(
         program=found.program,
         run=run,
@@ -233,6 +326,8 @@ def _evaluated(found: Evaluation, verdict: Verdict, *, run: str) -> Evaluated:
         ],
         reasons=_reasons(verdict),
         failed_checks=[f"{c.target or 'log'}: {c.finding}" for c in found.checks if c.status == "fail"],
+        notes=list(verdict.notes),
+        command=command,
     )
 
 
@@ -260,8 +355,13 @@ def _valued(score: Score) -> Valued:
     )
 
 
-def promote(program: Program, *, rollback: bool = False) -> Promoted:
+def promote(program: Program, *, rollback: bool = False, require_approval: bool = False) -> Promoted:
     """Move the champion's alias if the newest evaluation says so, and publish the champion to a running service.
+
+    Args:
+        program: whose champion it is.
+        rollback: go back to the champion before; past the first, to chance.
+        require_approval: wait until a person has set the tag `approved_by` on the version in MLflow's UI.
 
     Raises:
         ValueError: if nothing was evaluated, or the champion changed since.
@@ -273,8 +373,12 @@ def promote(program: Program, *, rollback: bool = False) -> Promoted:
         last = store.last_evaluation(program.name)
         if last is None:
             raise ValueError(f"program {program.name!r} was not evaluated yet: nudge evaluate {program.name}")
-        verdict, reasons = last.verdict.choice, _reasons(last.verdict)
-        if last.verdict.promotes:
+        verdict, reasons = last.verdict.choice, [*_reasons(last.verdict), *last.verdict.notes]
+        version = last.verdict.challenger_version
+        if last.verdict.promotes and require_approval and not store.approved_by(program.name, version):
+            champion, verdict = store.champion(program.name), WAITING
+            reasons = [_waits(program, version), *reasons]
+        elif last.verdict.promotes:
             champion = store.promote(program.name, last.verdict.challenger_version, last.verdict)
         else:
             champion = store.champion(program.name)
@@ -288,12 +392,66 @@ def promote(program: Program, *, rollback: bool = False) -> Promoted:
     )
 
 
-def report(program: Program, *, target: Path | None) -> str:
+def _waits(program: Program, version: str) -> str:
+    return (
+        f"version {version} waits for a person: in MLflow's UI (nudge ui) open the model nudge-{program.name}, version "
+        f"{version}, add the tag {APPROVED_BY} with your name, then: nudge promote {program.name} --require-approval"
+    )
+
+
+def report(program: Program, asked: Asked, *, target: Path | None = None, command: str = "") -> Reported:
+    """Measure the program from its archive: write the page to a file and log all of it to MLflow.
+
+    Raises:
+        ValueError: for an archive without a decision that was asked about.
+    """
+    card = measuring.scorecard(settings.load().archive, program, asked)
+    written = scorecard_page.html(card, command=command or f"nudge report {program.name}")
+    path = target or Path(f"{program.name}-report.html")
+    path.write_text(written, encoding="utf-8")
+    run = Registry.open().log_report(
+        program.name,
+        figures=measuring.figures(card),
+        files={"scorecard.html": written, "scorecard.json": card.to_json(), **measuring.tables(card)},
+        params={"program": program.name, "program_version": program.version, "command": command},
+        note=scorecard_page.sentence(card),
+    )
+    return Reported(page=str(path), run=run, sentence=scorecard_page.sentence(card), scorecard=card)
+
+
+def asked(*, since: str | None, until: str | None, protect: Sequence[str] = (), **more: object) -> Asked:
+    """Return what a report is asked for, with days as people write them; ValueError for what is no day."""
+    return Asked(
+        since=_moment(since, "--since"),
+        until=_moment(until, "--until"),
+        limits=Limits(attributes=tuple(protect)),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _moment(text: str | None, option: str) -> float | None:
+    """Return a day or a moment as seconds since the epoch; UTC where it says no zone."""
+    if text is None:
+        return None
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{option} {text!r} is no day: write it as 2026-11-01, or 2026-11-01T12:00") from None
+    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
+
+
+def in_short(reported: Reported) -> dict[str, object]:
+    """Return what a terminal shows of a report."""
+    short = scorecard_page.in_short(reported.scorecard)
+    return {"says": reported.sentence, "page": reported.page, "mlflow_run": reported.run, **short}
+
+
+def evaluation_report(program: Program, *, target: Path | None) -> str:
     """Write the newest evaluation's page to a file and return its name."""
     last = Registry.open().last_evaluation(program.name)
     if last is None:
         raise ValueError(f"program {program.name!r} was not evaluated yet: nudge evaluate {program.name}")
-    path = target or Path(f"{program.name}-report.html")
+    path = target or Path(f"{program.name}-evaluation.html")
     path.write_text(
         page.html(last.evaluation, last.verdict, command=f"nudge evaluate {program.name}"), encoding="utf-8"
     )
@@ -302,11 +460,37 @@ def report(program: Program, *, target: Path | None) -> str:
 
 def audit(program: Program) -> list[Checked]:
     """Check the log itself: whether its probabilities, weights and maturity allow questions at all."""
-    log = dataset.load(settings.load().archive, program)
-    found = judging.evaluate(log, [judging.today(), judging.hold_all(program.space)])
+    given = settings.load()
+    log = dataset.load(given.archive, program, arms="judging")
+    found = judging.evaluate(log, judging.baselines(program))
+    raw = events.read(given.archive, program.name)
+    written = [auditing.joins(raw), auditing.arms(raw, program), auditing.replay(raw, _salt(), program=program.name)]
+    if len(raw) and not log.estimated_propensities:
+        every = dataset.load(given.archive, program, now=math.inf, arms="judging")
+        written.append(auditing.rescoring(every, _policies(program, Registry.open(), every.loggers)))
     return [
-        Checked(check=c.title, status=c.status, finding=c.finding, mend=c.mend) for c in found.checks if not c.target
+        Checked(
+            check=f"{found.score(c.target).title}: {c.title}" if c.target else c.title,
+            status=c.status,
+            finding=c.finding,
+            mend=c.mend,
+        )
+        for c in [*written, *found.checks]
     ]
+
+
+def _salt() -> Salt | None:
+    """Return the salt of the store, if there is a store."""
+    given = settings.load()
+    if not given.redis_url and not (given.home / "store").exists():
+        return None
+    with store_url(given) as url:
+        return asyncio.run(_salt_of(url))
+
+
+async def _salt_of(url: str) -> Salt:
+    async with await Store.open(url) as store:
+        return store.salt
 
 
 def publish_now(served: Sequence[Program]) -> list[str]:
@@ -345,7 +529,18 @@ async def _publish_all(url: str, served: Sequence[Program]) -> list[str]:
                 (CHAMPION, Registry.open().champion(program.name)),
                 (CHALLENGER, Registry.open().challenger(program.name)),
             ):
-                if found is None or await store.policy_version(program.name, arm) == found.version:
+                served_version = await store.policy_version(program.name, arm)
+                first = publishing.uniform(program)
+                if found is None and arm == CHAMPION and served_version not in (None, first.version):
+                    # Rolled back past the first champion: chance serves again, and has to be published to be served.
+                    with tempfile.TemporaryDirectory() as temporary:
+                        Uniform(program.space).save(Path(temporary))
+                        payload = publishing.pack(
+                            Path(temporary), Slot(program.name, arm), version=first.version, secret=secret
+                        )
+                    await store.publish_policy(program.name, arm, Published(first.version, payload))
+                    done.append(f"{program.name}: {arm} is {first.name} (none was promoted)")
+                if found is None or served_version == found.version:
                     continue
                 payload = publishing.pack(found.folder, Slot(program.name, arm), version=found.version, secret=secret)
                 await store.publish_policy(program.name, arm, Published(found.version, payload))

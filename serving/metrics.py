@@ -24,9 +24,6 @@ from prometheus_client.registry import Collector
 STAGES = ("queue", "read", "mask", "score", "draw", "render", "commit")
 """Stages of the decide path, in order. `score` is the policy; `draw` is the floor, the draw and the record of both."""
 
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names the folder which workers share; `nudge serve --workers` sets it."""
-
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -79,9 +76,14 @@ class Now(Collector):
 
 
 class Metrics:
-    """Every metric of one service, in a registry of its own."""
+    """Every metric of one service, in a registry of its own.
 
-    def __init__(self) -> None:
+    Args:
+        shared: the folder named by `PROMETHEUS_MULTIPROC_DIR`, where several workers add up; None for one process.
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
+        self._shared = shared
         self.registry = CollectorRegistry()
         self.now = Now()
         self.registry.register(self.now)
@@ -144,12 +146,11 @@ class Metrics:
     def text(self) -> bytes:
         """Return everything as Prometheus reads it: summed over all workers, where there are several."""
         self.take_entropy()
-        folder = os.environ.get(SHARED)
-        if not folder:
+        if self._shared is None:
             return generate_latest(self.registry)
-        bury(Path(folder))
+        bury(self._shared)
         summed = CollectorRegistry()
-        MultiProcessCollector(summed, path=folder)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(summed, path=str(self._shared))  # type: ignore[no-untyped-call]
         summed.register(self.now)
         return generate_latest(summed)
 

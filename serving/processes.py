@@ -1,6 +1,7 @@
 """Which processes make up a running service? The store, the API, the follower of the registry; and MLflow's UI."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from serving import auth, embedded, settings
+from serving.metrics import alive
 from serving.settings import Settings
 
 _READY_SECONDS = 60.0
@@ -32,7 +34,7 @@ def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) 
     """Run the API until interrupted, with the store and, once it is ready, the follower beside it."""
     given = settings.load()
     auth.refuse_public(host, given.keys_file)
-    with store_url(given) as url:
+    with store_url(given) as url, adding_up(given.home / "run", workers=workers):
         os.environ["REDIS_URL"] = url  # what the app, and each of its workers, reads
         if simulated:
             mark_simulated(url)
@@ -54,6 +56,25 @@ def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) 
         finally:
             if follower is not None:
                 follower.stop()
+
+
+@contextmanager
+def adding_up(folder: Path, *, workers: int) -> Iterator[None]:
+    """Have a folder, named to the workers by a variable, where they add up what they count; one worker needs none."""
+    if workers == 1:
+        yield
+        return
+    for left in folder.glob("[0-9]*"):
+        if not alive(int(left.name)):
+            shutil.rmtree(left, ignore_errors=True)
+    mine = folder / str(os.getpid())
+    mine.mkdir(parents=True, exist_ok=True)
+    os.environ[settings.SHARED] = str(mine.absolute())
+    try:
+        yield
+    finally:
+        del os.environ[settings.SHARED]
+        shutil.rmtree(mine, ignore_errors=True)
 
 
 def mark_simulated(url: str) -> None:

@@ -177,8 +177,3 @@ def decode_event(kind: bytes, payload: bytes) -> Event:
 def kind_of(event: Event) -> str:
     """Return the kind under which an event is logged."""
     return type(event).__name__.lower()
-
-
-def erasure_digest(key: bytes, customer_id: str) -> str:
-    """Return the digest that a tombstone carries in place of the customer's id."""
-    return blake2b(customer_id.encode(), digest_size=16, key=key).hexdigest()

@@ -5,7 +5,7 @@ parts them, and a repeated answer is the same bytes.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from optimizer.engine import HOLDOUT
 from optimizer.events import Decision, Scalar
 from optimizer.guardrails import next_eligible
 from optimizer.program import Message, Milestone, Program
+from serving import because
+from serving.hand_off import Checked
 
 SHOWN = 10
 """How many of the most likely actions an explanation names."""
@@ -68,6 +70,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     progress: Steps | None = None
     hold_reason: str | None = None
     next_eligible_at: str | None = None
+    because: str | None = None
     degraded: bool = False
 
 
@@ -119,17 +122,15 @@ def decisions(program: Program, customers: Sequence[Customer], made: Sequence[De
 def _chances(program: Program, vectors: Floats32) -> list[_Likely]:
     """Return the most likely actions of each row (n, k), most likely first."""
     shown, names = min(SHOWN, vectors.shape[1]), program.space.names
-    top = np.argpartition(-vectors, shown - 1, axis=1)[:, :shown]
+    top = np.argpartition(vectors, vectors.shape[1] - shown, axis=1)[:, -shown:]
     chances = np.take_along_axis(vectors, top, axis=1)
-    order = np.argsort(-chances, axis=1, kind="stable")
+    order = np.lexsort((top, -chances), axis=1)
     top, chances = np.take_along_axis(top, order, axis=1), np.take_along_axis(chances, order, axis=1)
-    possible = (vectors > 0).sum(axis=1)
-    rounded = chances.astype(np.float64).round(6)
+    possible = np.count_nonzero(vectors, axis=1).tolist()
+    rounded = chances.astype(np.float64).round(6).tolist()
     return [
-        _Likely({names[a]: p for a, p in zip(actions[:n], row[:n], strict=True)}, others=n_all - len(row[:n]))
-        for actions, row, n, n_all in zip(
-            top.tolist(), rounded.tolist(), np.minimum(possible, shown).tolist(), possible.tolist(), strict=True
-        )
+        _Likely(dict(zip([names[a] for a in actions[:n]], row, strict=False)), others=max(n - shown, 0))
+        for actions, row, n in zip(top.tolist(), rounded, possible, strict=True)
     ]
 
 
@@ -150,6 +151,7 @@ def _decision(program: Program, customer: Customer, made: Decision, *, propensit
         progress=progress,
         hold_reason=reason,
         next_eligible_at=local_time(eligible, zone) if eligible is not None else None,
+        because=because.nudge(program, customer, made) if reason is None else because.hold(reason),
     )
     why = Why(
         arm=made.arm,
@@ -168,11 +170,14 @@ def _nudge(program: Program, customer: Customer, made: Decision, *, steps: Steps
     parts = program.space.nudge(made.action)
     if parts is None or made.deliver_at is None:
         return {}
+    reached, message = steps or _last_reached(program, customer), program.messages[parts.incentive][parts.tone]
+    if reached is None:
+        message = because.without_progress(message, program.incentives[program.space.levels[made.action, 0]])
     return {
         "action": Action(*parts),
         "deliver_at": local_time(made.deliver_at, zone),
         "expires_at": local_time(made.deliver_at + program.guardrails.expires_after, zone),
-        "message": filled(program.messages[parts.incentive][parts.tone], steps or _last_reached(program, customer)),
+        "message": filled(message, reached),
     }
 
 
@@ -185,12 +190,36 @@ def answer_of(kept: bytes) -> bytes:
     return kept.partition(b"\n")[0]
 
 
-def explained(kept: bytes) -> bytes:
-    """Return the answer with why it was so."""
+def why_of(kept: bytes) -> Why:
+    """Return why a kept answer was so."""
+    return msgspec.json.decode(kept.partition(b"\n")[2], type=Why)
+
+
+def explained(kept: bytes, *, scores: Mapping[str, float] | None = None) -> bytes:
+    """Return the answer with why it was so, and what the policy thought of each level."""
     answer, _, why = kept.partition(b"\n")
     reasons = msgspec.json.decode(why)
     reasons["at"] = local_time(reasons["at"], reasons["time_zone"])
+    reasons["scores"] = scores
     return answer[:-1] + b"," + _encode(reasons)[1:]
+
+
+def policy_of(kept: bytes) -> PolicyName | None:
+    """Return the policy that made a kept answer."""
+    return msgspec.json.decode(kept.partition(b"\n")[0], type=Answer).policy
+
+
+def handed_off(checked: Checked, *, decision_id: str, zone: str) -> bytes:
+    """Render whether a nudge may be delivered."""
+    times = {"deliver_at": checked.deliver_at, "expires_at": checked.expires_at}
+    return _encode(
+        {
+            "decision_id": decision_id,
+            "deliver": checked.deliver,
+            "reason": checked.reason,
+            **{name: None if at is None else local_time(at, zone) for name, at in times.items()},
+        }
+    )
 
 
 def degraded(program: str, customer_id: str, decision_id: str) -> bytes:
@@ -201,6 +230,7 @@ def degraded(program: str, customer_id: str, decision_id: str) -> bytes:
             customer_id=customer_id,
             program=program,
             hold_reason=DEGRADED,
+            because=because.hold(DEGRADED),
             degraded=True,
         )
     )
@@ -222,6 +252,7 @@ def hold_reason(program: Program, made: Decision, *, possible: int) -> str:
     return CHOSEN
 
 
+@lru_cache(maxsize=8192)
 def filled(message: Message, steps: Steps | None) -> Said:
     """Return the words with the customer's progress in them.
 
@@ -243,8 +274,8 @@ def _last_reached(program: Program, customer: Customer) -> Steps | None:
     return Steps(reached[-1].title, reached[-1].of, reached[-1].of, reached[-1].reward) if reached else None
 
 
-def customer_state(program: Program, customer: Customer, *, at: float) -> bytes:
-    """Render where a customer is in a program at a moment."""
+def customer_state(program: Program, customer: Customer, *, at: float, latest: bytes | None = None) -> bytes:
+    """Render where a customer is in a program at a moment, and the latest decision as it was kept."""
     zone = customer.time_zone or program.guardrails.time_zone
     eligible = next_eligible(program, customer, at=at)
     momentum, dosage = share(
@@ -267,22 +298,47 @@ def customer_state(program: Program, customer: Customer, *, at: float) -> bytes:
             "momentum": round(momentum, 6),
             "dosage": round(dosage, 6),
             "streak": customer.streak,
+            "longest_streak": max(customer.streak, customer.longest_streak),
             "progress": Steps(*steps) if steps else None,
-            "milestones": [_milestone(program, m, customer) for m in program.milestones],
+            "milestones": [_milestone(m, customer) for m in program.milestones],
+            "rewards": _rewards(program, customer),
             "next_eligible_at": local_time(eligible, zone) if eligible is not None else None,
+            "latest": None if latest is None else _latest(latest),
         }
     )
 
 
-def _milestone(program: Program, milestone: Milestone, customer: Customer) -> dict[str, object]:
-    done = customer.counts.get(milestone.event, 0) if milestone.event is not None else customer.streak
+def _rewards(program: Program, customer: Customer) -> dict[str, list[dict[str, str]]]:
+    """Return what a customer has earned, and what is to come and for what."""
+    rewards: dict[str, list[dict[str, str]]] = {"earned": [], "to_come": []}
+    for m in program.milestones:
+        to = rewards["earned" if journey.reached(m, customer) else "to_come"]
+        to.append({"milestone": m.title, "reward": m.reward})
+    return rewards
+
+
+def _latest(kept: bytes) -> dict[str, object]:
+    """Return of a kept answer what a customer may want to know."""
+    answer, why = msgspec.json.decode(answer_of(kept), type=Answer), why_of(kept)
+    return {
+        "decision_id": answer.decision_id,
+        "at": local_time(why.at, why.time_zone),
+        "action": answer.action,
+        "deliver_at": answer.deliver_at,
+        "message": answer.message,
+        "because": answer.because,
+    }
+
+
+def _milestone(milestone: Milestone, customer: Customer) -> dict[str, object]:
+    reached = journey.reached(milestone, customer)
     return {
         "name": milestone.name,
         "title": milestone.title,
-        "done": min(done, milestone.of),
+        "done": milestone.of if reached else journey.done(milestone, customer),
         "of": milestone.of,
         "reward": milestone.reward,
-        "reached": milestone in journey.earned(program, customer),
+        "reached": reached,
     }
 
 
@@ -292,9 +348,9 @@ def local_time(at: float, zone: str) -> str:
     >>> local_time(1_767_225_600.0, "Europe/Paris")
     '2026-01-01T01:00:00+01:00'
     """
-    return datetime.fromtimestamp(int(at), _zone(zone)).isoformat()
+    return _local_second(int(at), zone)
 
 
-@lru_cache(maxsize=1024)
-def _zone(name: str) -> ZoneInfo:
-    return ZoneInfo(name)
+@lru_cache(maxsize=8192)
+def _local_second(at: int, zone: str) -> str:
+    return datetime.fromtimestamp(at, ZoneInfo(zone)).isoformat()

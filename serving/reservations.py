@@ -95,19 +95,26 @@ def claims(program: Program, decision: Decision, *, shard: int = 0, shards: int 
     The budget must still pay for the dearest incentive that was allowed, and still not for the cheapest that the
     budget blocked; a stock that allowed an incentive must still have one, an empty one must still be empty.
     """
-    taken = decision.action_name.partition("/")[0] if decision.action else ""
-    costs = program.minor_costs.tolist()
-    rules = [decision.blocked.get(level) for level in _levels(program.space.incentives)]
+    levels, blocked = _levels(program.space.incentives), decision.blocked
     if program.guardrails.budget:
         limit = part(program.guardrails.budget.minor_amount, shard=shard, shards=shards)
-        low = max([cost for cost, rule in zip(costs, rules, strict=True) if rule is None], default=0)
-        high = min([cost for cost, rule in zip(costs, rules, strict=True) if rule == "budget"], default=UNLIMITED)
+        low, high = 0, UNLIMITED
+        for cost, level in zip(program.minor_costs.tolist(), levels, strict=True):
+            rule = blocked.get(level)
+            if rule is None:
+                low = max(low, cost)
+            elif rule == "budget":
+                high = min(high, cost)
         yield Claim(budget_resource(period(program, decision.at)), limit, low, high, decision.cost)
-    for incentive, rule in zip(program.incentives, rules, strict=True):
-        if incentive.stock is not None and rule in (None, "stock"):
-            limit = part(incentive.stock, shard=shard, shards=shards)
+    if not (counted := stocked(program)):
+        return
+    taken = decision.action_name.partition("/")[0] if decision.action else ""
+    for name, stock in counted.items():
+        rule = blocked.get(f"incentive={name}")
+        if rule in (None, "stock"):
+            limit = part(stock, shard=shard, shards=shards)
             low, high = (1, UNLIMITED) if rule is None else (-UNLIMITED, 1)
-            yield Claim(stock_resource(incentive.name), limit, low, high, int(incentive.name == taken))
+            yield Claim(stock_resource(name), limit, low, high, int(name == taken))
 
 
 @lru_cache(maxsize=64)

@@ -308,9 +308,25 @@ class CustomerChange(_Model):
 
 
 class Pause(_Model):
-    """What to stop or to go on with: the whole program, or one level such as `incentive=coupon`."""
+    """What to stop or to go on with: the whole program, a level such as `incentive=coupon`, or `policy=champion`."""
 
-    level: Annotated[str, Field(min_length=1, max_length=200)] = "program"
+    model_config = ConfigDict(json_schema_extra={"examples": [{"level": "incentive=extra-free-month"}]})
+
+    level: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        default="program",
+        description="`program`, a level of it, or the policy of an arm: its customers are then decided for by the"
+        " champion, or by the first logger where the champion itself is paused",
+    )
+
+
+class HandOff(_Model):
+    """Whose nudge it is that is about to be delivered."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"program": "fitness-coaching", "customer_id": "c-42"}]})
+
+    program: Name
+    customer_id: Id
+    at: AwareDatetime | None = Field(default=None, description="when it is asked: now where omitted")
 
 
 # Answers.
@@ -366,6 +382,7 @@ class Decision(BaseModel):
         description="why hold: the rule that left nothing else, `holdout`, `chosen` by the policy, or `degraded`"
     )
     next_eligible_at: datetime | None = Field(description="when caps and cooldown end, if nothing else changes")
+    because: str | None = Field(default=None, description="why, in words for the customer")
     degraded: bool = Field(
         default=False, description="not a decision but a safe answer: nothing was kept, ask again with the same id"
     )
@@ -388,6 +405,10 @@ class Explanation(Decision):
     others: int = Field(description="how many more actions were possible")
     blocked: dict[str, str] = Field(description="the rule that blocked each level, or every nudge")
     context: dict[str, Any] = Field(description="what was seen of the customer")
+    scores: dict[str, float] | None = Field(
+        description="what the policy expects, in reward units: `nudge` is the average possible nudge's gain over hold,"
+        " each level's what it adds to that; null where the policy scores nothing or no longer serves"
+    )
 
 
 class RowError(BaseModel):
@@ -433,6 +454,31 @@ class MilestoneState(BaseModel):
     reached: bool
 
 
+class Reward(BaseModel):
+    """What a milestone earns."""
+
+    milestone: str
+    reward: str
+
+
+class Rewards(BaseModel):
+    """What the customer has earned, and what is to come."""
+
+    earned: list[Reward]
+    to_come: list[Reward]
+
+
+class Latest(BaseModel):
+    """A decision as the customer may hear of it: `because` says why, in plain words."""
+
+    decision_id: str
+    at: datetime
+    action: Action | None
+    deliver_at: datetime | None
+    message: Message | None
+    because: str | None
+
+
 class CustomerState(BaseModel):
     """Where a customer is in a program."""
 
@@ -445,9 +491,12 @@ class CustomerState(BaseModel):
     momentum: float
     dosage: float
     streak: int
+    longest_streak: int
     progress: Progress | None
     milestones: list[MilestoneState]
+    rewards: Rewards
     next_eligible_at: datetime | None
+    latest: Latest | None = Field(description="the latest decision of the last seven days, and why it was made")
 
 
 class Profile(BaseModel):
@@ -459,10 +508,33 @@ class Profile(BaseModel):
     attributes: dict[str, Any]
 
 
+class HandedOff(BaseModel):
+    """Whether a nudge may be delivered now."""
+
+    decision_id: str
+    deliver: bool
+    reason: str | None = Field(
+        description="why not: the rule that blocks it now, `hold`, `shown`, `cancelled` or `expired`"
+    )
+    deliver_at: datetime | None = Field(description="not before this")
+    expires_at: datetime | None = Field(description="nor after this")
+
+
 class History(BaseModel):
     """Recent decisions, latest first."""
 
     decisions: list[Decision]
+
+
+class BudgetState(BaseModel):
+    """What became of the budget of this period, in the program's currency, and what its shadow price is."""
+
+    currency: str
+    amount: float
+    spent: float
+    left: float
+    ends_at: datetime
+    price: float = Field(description="what a unit of cost has to bring on top of itself, so that the budget lasts")
 
 
 class Served(BaseModel):
@@ -479,6 +551,7 @@ class Served(BaseModel):
     timings: list[str]
     policies: dict[str, PolicyName]
     paused: list[str]
+    budget: BudgetState | None = None
 
 
 class Paused(BaseModel):

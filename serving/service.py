@@ -7,20 +7,34 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 from optimizer.customer import Trigger
 from optimizer.engine import CHAMPION, Chooser
 from optimizer.events import Outcome
-from optimizer.program import Attribute, Program
-from serving import problems, programs, publishing, reloading, schemas, tracing, validation, vitals
+from optimizer.program import MINOR_UNITS, Attribute, Program
+from serving import (
+    explaining,
+    pacer,
+    problems,
+    programs,
+    publishing,
+    reloading,
+    render,
+    schemas,
+    tracing,
+    validation,
+    vitals,
+)
+from serving import hand_off as handing
 from serving.auth import Gate, Key
 from serving.decider import Breaker, Decider, OverloadedError, Wish, new_id
 from serving.metrics import Metrics
 from serving.problems import ProblemError
 from serving.publishing import Follower, Slot
-from serving.schemas import DecideNow, Part, RowError
+from serving.schemas import BudgetState, DecideNow, Part, RowError
 from serving.settings import Settings
 from serving.store import Heard, Store, StoreError
 from serving.targets import Target
@@ -28,6 +42,9 @@ from serving.validation import Clock, InvalidError
 
 _AGAIN = 1.0
 """Seconds until what failed in the background is tried again."""
+
+_PACE = 2.0
+"""Seconds between two looks whether it is time to price the budgets anew: a leader's lease is longer."""
 
 _SWEEP = 5.0
 """Seconds between two looks for reservations that expired."""
@@ -57,10 +74,11 @@ class Service:
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings
         self.clock = clock
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.shared)
         self.vitals = vitals.Vitals(self.metrics, home=settings.home, clock=clock)
         self.tracer = tracing.tracer(settings.traces)
-        self.gate = Gate(settings.keys_file, rate=settings.rate)
+        rates = settings.shared / "rates" if settings.shared else None
+        self.gate = Gate(settings.keys_file, rate=settings.rate, shared=rates)
         self.breaker = Breaker()
         self.watch = programs.Watch(settings.programs)
         self.replaced: dict[str, list[Program]] = {}
@@ -78,6 +96,7 @@ class Service:
             refused=lambda slot: self.metrics.policy_refused.labels(*slot).inc(),
         )
         self._store: Store | None = None
+        self.paced: Mapping[str, float] = {}
         self._unreachable = ""
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -94,7 +113,7 @@ class Service:
         sending: list[Callable[[], Awaitable[None]]] = [partial(self._send, t) for t in self.settings.targets]
         for decider in self.deciders.values():
             self.start(reloading.task_of(decider.program), decider.run)
-        for work in (self._follow, self._sweep, self._look, *sending):
+        for work in (self._follow, self._sweep, self._look, self._pace, *sending):
             self.start(getattr(work, "__name__", f"send {len(self._tasks)}"), work)
 
     async def close(self) -> None:
@@ -196,6 +215,24 @@ class Service:
             await self.vitals.look(self._store, [d.program for d in self.deciders.values()])
             await asyncio.sleep(vitals.EVERY)
 
+    async def _pace(self) -> None:
+        """Price the budgets, each minute of program time, unless another process does."""
+        who = secrets.token_hex(8)
+        while True:
+            for decider in list(self.deciders.values()):
+                if (
+                    self._store is not None
+                    and decider.program.guardrails.budget
+                    and (now := self._program_time(decider))
+                ):
+                    price = await pacer.step(self._store, decider.program, who=who, now=now)
+                    self.paced = self.paced if price is None else {**self.paced, decider.program.name: price}
+            await asyncio.sleep(_PACE)
+
+    def _program_time(self, decider: Decider) -> float:
+        """Return the clock of a program: a simulated store has its own, which is 0 until somebody has asked."""
+        return decider.latest if self._store is not None and self._store.simulated else self.clock()
+
     async def _sweep(self) -> None:
         """Release what expired unshown, where programs report what is shown. A simulated store has its own clock."""
         while True:
@@ -203,8 +240,7 @@ class Service:
             for name, decider in self.deciders.items():
                 for program in (decider.program, *self.replaced.get(name, ())):
                     if self._store is not None and program.guardrails.reports_shown:
-                        now = decider.latest if self._store.simulated else self.clock()
-                        await self._store.sweep(program, now=now)
+                        await self._store.sweep(program, now=self._program_time(decider))
 
     # What requests need.
 
@@ -284,7 +320,7 @@ class Service:
             raise problems.overloaded(f"{error}; try again in a second, or run another API process") from None
 
     async def preview(self, key: Key, request: schemas.Asked) -> bytes:
-        """Return what would be decided at any moment and why, as it would be kept. Nothing is written.
+        """Return what would be decided at any moment and why. Nothing is written.
 
         It is drawn under an id of its own: a client could otherwise learn what an id of its choice would draw.
         """
@@ -295,7 +331,46 @@ class Service:
             wish = self._wish(request, decider.program, at=at, named=False)
         except InvalidError as error:
             raise problems.field(error.field, str(error)) from None
-        return await self.kept(decider.preview(wish, store))
+        return self.explained(decider, await self.kept(decider.preview(wish, store)))
+
+    async def answered(self, program: str, customer_id: str, decision_id: str) -> bytes:
+        """Return what was answered under a decision id; a 404 where nothing was."""
+        kept = await self.kept(self.store.answer(program, customer_id, decision_id))
+        if kept is None:
+            raise ProblemError(
+                404, "unknown-decision", "no decision of that id, customer and program in the last seven days"
+            )
+        return kept
+
+    def explained(self, decider: Decider, kept: bytes) -> bytes:
+        """Return a kept answer with why it was so; with scores where the policy that gave it still serves."""
+        why, named = render.why_of(kept), render.policy_of(kept)
+        chooser = decider.choosers.get(why.arm, decider.choosers[CHAMPION])
+        if named is None or (named.name, named.version) != (chooser.name, chooser.version):
+            return render.explained(kept)
+        scores = explaining.scores(decider.program, chooser.policy, context=why.context, blocked=why.blocked)
+        return render.explained(kept, scores=scores)
+
+    async def hand_off(self, key: Key, decision_id: str, asked: schemas.HandOff) -> bytes:
+        """Return whether a nudge may be delivered now; where it may not, it is cancelled."""
+        program = self.decider(key, asked.program).program
+        kept = await self.answered(program.name, asked.customer_id, decision_id)
+        try:
+            at = self._clock(key).asked_at(schemas.DecideRequest(**asked.model_dump()))
+        except InvalidError as error:
+            raise problems.field(error.field, str(error)) from None
+        found = await self.kept(self.store.get(program, asked.customer_id, at=at))
+        if found is None:
+            raise ProblemError(404, "unknown-customer", "nobody has asked or put anything about this customer")
+        paused = await self.kept(self.store.paused(program.name))
+        checked = handing.check(program, found.customer, kept=kept, decision_id=decision_id, paused=paused, at=at)
+        if checked.releases:
+            cancelled = handing.cancellation(program, asked.customer_id, decision_id=decision_id, at=at)
+            await self.kept(self.store.hear(program, [cancelled]))
+        answer = "deliver" if checked.deliver else str(checked.reason)
+        self.metrics.hand_offs.labels(program.name, answer).inc()
+        zone = found.customer.time_zone or program.guardrails.time_zone
+        return render.handed_off(checked, decision_id=decision_id, zone=zone)
 
     def _wish(self, request: schemas.Asked, program: Program, *, at: float, named: bool = True) -> Wish:
         """Return a valid request; under an id of its own where its id is not to be used."""
@@ -356,6 +431,23 @@ class Service:
             return validation.outcome(row, self.deciders[row.program].program, clock=clock)
         except InvalidError as error:
             return RowError(index=0, code="invalid", detail=f"{error.field} {error}", field=error.field)
+
+    async def budget(self, decider: Decider) -> BudgetState | None:
+        """Return what became of a program's budget; None without one."""
+        now = self._program_time(decider) or self.clock()
+        seen = await self.kept(pacer.spending(self.store, decider.program, at=now))
+        return (
+            None
+            if seen is None
+            else BudgetState(
+                currency=decider.program.currency,
+                amount=seen.amount / MINOR_UNITS,
+                spent=seen.spent / MINOR_UNITS,
+                left=seen.left / MINOR_UNITS,
+                ends_at=datetime.fromtimestamp(seen.ends_at, UTC),
+                price=seen.price,
+            )
+        )
 
     async def erase(self, customer_id: str) -> bool:
         """Forget a customer, also in messages that have not arrived; False if there was nothing to forget."""

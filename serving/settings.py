@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 from serving import targets
 from serving.targets import Target
 
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names the folder which workers share; `nudge serve --workers` sets it."""
+
 _SCHEMES = ("redis", "rediss", "unix")
 
 
@@ -29,6 +32,7 @@ class Settings:
         rate: rows (decisions, outcomes) a second that one API key may send.
         follow_seconds: how often the published policies are looked at.
         log_level: least severity that is logged.
+        shared: folder through which the workers of one service add up what they count; None for one process.
         traces: where OpenTelemetry spans are posted; empty to trace nothing.
         targets: who is told of what happens, by webhook.
         webhook_seconds: after so long a webhook that is not answered counts as not taken.
@@ -49,6 +53,7 @@ class Settings:
     follow_seconds: float = 1.0
     log_level: str = "info"
     traces: str = ""
+    shared: Path | None = None
     targets: tuple[Target, ...] = ()
     webhook_seconds: float = 10.0
     webhook_backoff: float = 5.0
@@ -97,6 +102,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         follow_seconds=_number(given, "NUDGE_FOLLOW_SECONDS", 1.0, low=0.01, high=3_600.0),
         log_level=_one_of(given, "NUDGE_LOG", ("debug", "info", "warning", "error"), default="info"),
         traces=_traces(given),
+        shared=Path(given[SHARED]) if SHARED in given else None,
         targets=targets.load(given, home / "webhooks.toml"),
         webhook_seconds=_number(given, "NUDGE_WEBHOOK_SECONDS", 10.0, low=0.01, high=60.0),
         webhook_backoff=_number(given, "NUDGE_WEBHOOK_BACKOFF", 5.0, low=0.01, high=3_600.0),

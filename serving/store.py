@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from optimizer import erasure
 from optimizer.actions import FACTORS
 from optimizer.customer import Trigger
 from optimizer.events import Decision, Outcome, Salt, Scalar
@@ -510,7 +511,7 @@ class Store:
         Answers older than the hundred most recent of a program lapse within seven days.
         """
         shard, found = self.shard(customer_id), False
-        tombstone = records.Erased(digest=records.erasure_digest(self.erasure_key, customer_id), at=at)
+        tombstone = records.Erased(digest=erasure.digest(self.erasure_key, customer_id), at=at)
         for _ in range(ATTEMPTS):
             person = records.customer_key(shard, customer_id)
             fields = reads.pairs(await self.command("HGETALL", person))
@@ -546,7 +547,7 @@ class Store:
 
     async def pause(self, program_name: str, level: str = "program") -> None:
         """Stop `"program"` or an axis level such as `"incentive=coupon"` at once: no commit passes it any more."""
-        if level != "program" and level.partition("=")[0] not in FACTORS:
+        if level != "program" and level.partition("=")[0] not in (*FACTORS, "policy"):
             raise ValueError(f'cannot pause {level!r}: expected "program", or a level such as "incentive=coupon"')
         await self._control(program_name, "HSET", f"paused:{level}", 1)
 

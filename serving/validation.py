@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from optimizer.contradictions import zone_exists
+from optimizer.engine import CHALLENGER, CHAMPION, EVALUATION
 from optimizer.events import Outcome, Scalar
 from optimizer.guardrails import Request
 from optimizer.program import SYSTEM_EVENTS, Attribute, Program
@@ -11,6 +12,9 @@ from serving import schemas
 
 NEAR = 5 * 60.0
 """Seconds from now within which a request may say when it is asked."""
+
+ARMS = (CHAMPION, CHALLENGER, EVALUATION)
+"""Arms whose policy can be paused."""
 
 _EARLIEST, _LATEST = 946_684_800.0, 4_102_444_800.0
 """2000 and 2100: a moment outside was not meant."""
@@ -135,12 +139,13 @@ def customer(change: schemas.CustomerChange, declared: Sequence[Attribute]) -> N
 
 
 def level(name: str, program: Program) -> str:
-    """Return what is to be paused or resumed: `program`, or a level that the program has."""
+    """Return what is to be paused or resumed: `program`, a level that the program has, or the policy of an arm."""
     factor, _, wanted = name.partition("=")
     names = {"incentive": program.space.incentives, "tone": program.space.tones, "timing": program.space.timings}
+    names["policy"] = ARMS
     if name != "program" and wanted not in names.get(factor, ()):
         example = f"incentive={program.space.incentives[0]}"
         raise InvalidError(
-            "level", f"{name!r} is not a level of {program.name}; use program, or a level such as {example}"
+            "level", f"{name!r} is not a level of {program.name}; use program, a level such as {example}, or policy=champion"
         )
     return name
