@@ -1,21 +1,26 @@
-"""How do policies compare in a world? The same customers, the same chance, one policy at a time.
+"""How do policies compare in a world? The same customers, the same chance, one policy at a time, and all of it again.
 
-Every policy starts from the same past: some weeks of nudges at random, which those that learn have learned from.
+Every policy starts from the same past: some weeks of nudges at random. A replication is another population, with other
+effects, under other chance; policies are paired within it, and intervals are over replications.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
+from scipy.special import stdtrit
 
-from optimizer.engine import CHAMPION, Chooser
+from optimizer.actions import HOLD, Floats
 from optimizer.program import DAY, Program
-from policies import KINDS
-from policies.fixed import Hold, Rules, Uniform
-from simulations.metrics import metrics
+from policies.fixed import Uniform
+from simulations import metrics as measured
+from simulations.contenders import Result, contender
+from simulations.log import History
+from simulations.moments import Moment, moments
 from simulations.population import Population, populate
 from simulations.rollout import Progress, Run, rollout, sole
-from simulations.truth import best
-from simulations.worlds import WORLDS
+from simulations.worlds import WORLDS, World, world_of
 
 START = 1_767_571_200.0
 """Monday 5 January 2026, midnight UTC."""
@@ -23,103 +28,364 @@ START = 1_767_571_200.0
 PAST = 14
 """Days at random that every policy starts from, besides the program's evaluation horizon."""
 
-FIXED = ("hold", "rules", "uniform")
-BEST = "simulator's best"
+DEFAULT = ("hold", "fixed", "rules", "uniform", "thompson", "best")
+"""Policies that are compared where none is named."""
+
+YARDSTICKS = ("hold", "fixed")
+"""What the others are compared with, where they take part: no nudge, and the best single nudge for all."""
+
+LEVEL = 0.95
+FEWEST = 10
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """A mean over replications with a Student-t interval; no interval from a single one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy came to in a world, per customer, over the days after the past at random.
+
+    `conversion` is the share who reached the goal, `macro` the share with any macro-action, `stages` the share that
+    an event led on from each stage, `retention` the share active in the week before a day, `momentum` at the end,
+    `regret` per decision against the best that was allowed, one step ahead (reward units).
+    """
+
+    reward: Spread
+    conversion: Spread
+    macro: Spread
+    messages: Spread
+    opted_out: Spread
+    cost: Spread
+    momentum: Spread
+    regret: Spread
+    retention: dict[str, Spread]
+    stages: dict[str, Spread]
+
+
+class Against(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy beside a yardstick on the same customers: differences, and ratios of means."""
+
+    yardstick: str
+    reward: Spread
+    messages: Spread
+    opted_out: Spread
+    conversion_ratio: Spread
+    macro_ratio: Spread
+    retention_ratio: dict[str, Spread]
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy came to in one segment: `gain` is its reward over no nudge on the same customers."""
+
+    attribute: str
+    segment: str
+    customers: float
+    messages: Spread
+    conversion: Spread
+    opted_out: Spread
+    gain: Spread | None
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy came to in a world, per customer, over the days after the past at random."""
+    """A policy in a world."""
 
     world: str
     policy: str
-    reward: float
-    conversion: float
-    nudges: float
-    opted_out: float
-    cost: float
-    retention: dict[str, float]
+    measured: Measured
+    against: list[Against]
+    segments: list[Segment]
+
+
+class Played(msgspec.Struct, frozen=True, kw_only=True):
+    """A world in which policies were compared, and how near it is to published trials, where that was asked."""
+
+    world: str
+    breaks: str
+    policies: list[Compared]
+    moments: list[Moment]
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Policies in worlds, with what it takes to have it again."""
+
+    program: str
+    program_title: str
+    program_version: str
+    currency: str
+    goal: str
+    customers: int
+    days: int
+    past: int
+    replications: int
+    seed: int
+    level: float
+    stages: dict[str, str]
+    worlds: list[Played]
+
+
+class _One(NamedTuple):
+    """A policy in one replication."""
+
+    figures: dict[str, float]
+    by_customer: Floats
+    history: History
 
 
 def run(
     program: Program,
-    worlds: Sequence[str],
+    worlds: Sequence[str | World],
     *,
     policies: Sequence[str] = (),
     customers: int,
     days: int,
     seed: int,
+    replications: int = 1,
+    trials: bool = False,
     progress: Progress | None = None,
-) -> list[Compared]:
-    """Run each policy in each world and return a row for each pair.
+) -> Comparison:
+    """Run each policy in each world, some times over, and return what came of it.
 
     Args:
         program: any program.
-        worlds: names; the first world where none is given.
-        policies: kinds that learn; `thompson` where none is given. Hold, rules, chance and the simulator's best are
-            always beside them.
-        customers, days, seed: how many, for how long after the past, and of which chance.
+        worlds: names, or worlds; the first world where none is given.
+        policies: names as `contenders.NAMES` has them, or folders of saved policies; `DEFAULT` where none is given.
+        customers, days: how many, for how long after the past.
+        seed: of the first replication; the others count up from it.
+        replications: how often, with other customers and effects.
+        trials: also run the published trials in each world.
         progress: told of the policies done.
 
     Raises:
-        ValueError: for a world or a kind that there is not.
+        ValueError: for a world or a policy that there is not, or too few customers, days or replications.
     """
-    names = list(worlds) or [next(iter(WORLDS))]
-    kinds = list(policies) or ["thompson"]
-    _known(names, WORLDS, what="world")
-    _known(kinds, [k for k in KINDS if k not in ("fixed", "mixture")], what="policy kind")
-    rows: list[Compared] = []
+    named = [world_of(w) if isinstance(w, str) else w for w in worlds] or [next(iter(WORLDS.values()))]
+    names = list(dict.fromkeys(policies or DEFAULT))
     for name in names:
-        world = WORLDS[name]
-        funded = world.program(program, customers=customers)
-        population = populate(funded, world, customers=customers, seed=seed, start=START)
-        rows += _compare(population, [k for k in kinds if k not in FIXED], days=days, progress=progress)
-    return rows
-
-
-def _compare(population: Population, kinds: Sequence[str], *, days: int, progress: Progress | None) -> list[Compared]:
-    program, world = population.program, population.world.name
-    past = rollout(
-        population, sole(Uniform(program.space)), days=PAST + round(program.evaluation_horizon / DAY), progress=progress
+        contender(name)
+    for key, given, least in (("customers", customers, FEWEST), ("days", days, 1), ("replications", replications, 1)):
+        if given < least:
+            raise ValueError(f"{key} = {given!r}: simulate at least {least}")
+    played = [
+        _world(program, world, names, customers=customers, days=days, seeds=range(seed, seed + replications),
+               trials=trials, progress=progress)
+        for world in named
+    ]  # fmt: skip
+    return Comparison(
+        program=program.name,
+        program_title=program.title,
+        program_version=program.version,
+        currency=program.currency,
+        goal=next(e.title or e.name for e in program.events if e.name == program.goal),
+        customers=customers,
+        days=days,
+        past=_past_days(program),
+        replications=replications,
+        seed=seed,
+        level=LEVEL,
+        stages={s.name: s.title for s in program.stages},
+        worlds=played,
     )
-    choosers = {**_fixed(program), **{kind: _learned(kind, past) for kind in kinds}}
-    rows = []
-    for done, (name, chooser) in enumerate(choosers.items()):
-        if progress is not None:
-            progress(f"{world}: policies", done, len(choosers) + 1)
-        found = rollout(population, {CHAMPION: chooser}, days=days, since=past, logged=False)
-        rows.append(_compared(world, name, found))
-    rows.append(_compared(world, BEST, best(population, days=days, since=past, logged=False)))
-    if progress is not None:
-        progress(f"{world}: policies", len(choosers) + 1, len(choosers) + 1)
-    return rows
 
 
-def _fixed(program: Program) -> Mapping[str, Chooser]:
-    policies = (Hold(program.space), Rules.of(program), Uniform(program.space))
-    return {policy.name: Chooser(policy, policy.name, "0") for policy in policies}
+def _past_days(program: Program) -> int:
+    return PAST + round(program.evaluation_horizon / DAY)
 
 
-def _learned(kind: str, past: Run) -> Chooser:
-    policy = KINDS[kind](past.population.program.space)  # type: ignore[call-arg]  # learners take a space
-    policy.learn(past.rounds)
-    return Chooser(policy, kind, "1")
+def _world(
+    program: Program,
+    world: World,
+    names: Sequence[str],
+    *,
+    customers: int,
+    days: int,
+    seeds: range,
+    trials: bool,
+    progress: Progress | None,
+) -> Played:
+    funded = world.program(program, customers=customers)
+    found: dict[str, list[_One]] = {name: [] for name in names}
+    total = len(seeds) * len(names)
+    for done, seed in enumerate(seeds):
+        population = populate(funded, world, customers=customers, seed=seed, start=START)
+        past = rollout(population, sole(Uniform(funded.space)), days=_past_days(funded))
+        for name in names:
+            if progress:
+                progress(f"{world.name}: policies", done * len(names) + names.index(name), total)
+            found[name].append(_one(contender(name).play(past, days)))
+    if progress:
+        progress(f"{world.name}: policies", total, total)
+    return Played(
+        world=world.name,
+        breaks=world.breaks,
+        policies=[_compared(funded, world.name, name, found) for name in names],
+        moments=moments(world, seed=seeds[0], progress=progress) if trials else [],
+    )
 
 
-def _compared(world: str, policy: str, found: Run) -> Compared:
-    figures = metrics(found.history)
+def _one(result: Result) -> _One:
+    history, program = result.history, result.history.population.program
+    found, first = measured.metrics(history), history.first
+    retained = [day for day in measured.RETENTION if 7 <= day <= len(history.actions)]
+    on = dict(zip((s.name for s in program.stages), measured.advanced(history).tolist(), strict=True))
+    figures = {
+        "reward": found.reward,
+        "conversion": found.converted,
+        "macro": float(measured.macro(history).mean()),
+        "messages": found.nudges,
+        "opted_out": found.opted_out,
+        "cost": found.cost,
+        "momentum": float(measured.momentum(result.run.end, history).mean()),
+        "regret": result.regret,
+        **{f"day {day}": float(measured.active(history, first + day).mean()) for day in retained},
+        **{f"stage {name}": share for name, share in on.items()},
+    }
+    return _One(figures, measured.earned(history), history)
+
+
+def spread(values: Sequence[float] | Floats) -> Spread:
+    """Return the mean of replications with its interval; those that say nothing (NaN) are left out.
+
+    >>> spread([1.0, 3.0]).value, round(spread([1.0, 3.0]).high or 0, 1)
+    (2.0, 14.7)
+    """
+    kept = np.asarray(values, dtype=np.float64)
+    kept = kept[~np.isnan(kept)]
+    if not len(kept):
+        return Spread(value=0.0)
+    mean = float(kept.mean())
+    if len(kept) == 1:
+        return Spread(value=mean)
+    reach = _reach(float(kept.std(ddof=1)), count=len(kept))
+    return Spread(value=mean, low=mean - reach, high=mean + reach)
+
+
+def ratio(ours: Sequence[float] | Floats, theirs: Sequence[float] | Floats) -> Spread:
+    """Return the ratio of two means over paired replications, with its interval by linearisation.
+
+    >>> ratio([2.0, 4.0], [1.0, 2.0]).value
+    2.0
+    """
+    a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    if b.mean() == 0.0:
+        return Spread(value=float("inf") if a.mean() > 0 else 1.0)
+    value = float(a.mean() / b.mean())
+    if len(a) == 1:
+        return Spread(value=value)
+    reach = _reach(float((a - value * b).std(ddof=1)) / abs(float(b.mean())), count=len(a))
+    return Spread(value=value, low=value - reach, high=value + reach)
+
+
+def _reach(sd: float, *, count: int) -> float:
+    return float(stdtrit(count - 1, 0.5 + LEVEL / 2)) * sd / float(np.sqrt(count))
+
+
+def _compared(program: Program, world: str, name: str, found: Mapping[str, list[_One]]) -> Compared:
+    ours = found[name]
+    plain = ("reward", "conversion", "macro", "messages", "opted_out", "cost", "momentum", "regret")
     return Compared(
         world=world,
-        policy=policy,
-        reward=figures.reward,
-        conversion=figures.converted,
-        nudges=figures.nudges,
-        opted_out=figures.opted_out,
-        cost=figures.cost,
-        retention={f"day {day}": share for day, share in figures.retained.items()},
+        policy=name,
+        measured=Measured(
+            **{key: _spread(ours, key) for key in plain},
+            retention={key: _spread(ours, key) for key in ours[0].figures if key.startswith("day ")},
+            stages={s.name: _spread(ours, f"stage {s.name}") for s in program.stages},
+        ),
+        against=[_against(ours, found[y], name=y) for y in YARDSTICKS if y in found and y != name],
+        segments=_segments(ours, found.get("hold") if name != "hold" else None),
     )
 
 
-def _known(names: Sequence[str], known: Sequence[str] | Mapping[str, object], *, what: str) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"there is no {what} {name!r}: expected some of {', '.join(known)}")
+def _column(runs: Sequence[_One], key: str) -> Floats:
+    return np.array([one.figures[key] for one in runs])
+
+
+def _spread(runs: Sequence[_One], key: str) -> Spread:
+    return spread(_column(runs, key))
+
+
+def _against(ours: Sequence[_One], theirs: Sequence[_One], *, name: str) -> Against:
+    def difference(key: str) -> Spread:
+        return spread(_column(ours, key) - _column(theirs, key))
+
+    def quotient(key: str) -> Spread:
+        return ratio(_column(ours, key), _column(theirs, key))
+
+    return Against(
+        yardstick=name,
+        reward=difference("reward"),
+        messages=difference("messages"),
+        opted_out=difference("opted_out"),
+        conversion_ratio=quotient("conversion"),
+        macro_ratio=quotient("macro"),
+        retention_ratio={key: quotient(key) for key in ours[0].figures if key.startswith("day ")},
+    )
+
+
+def _segments(ours: Sequence[_One], held: Sequence[_One] | None) -> list[Segment]:
+    """What each segment of each category or flag gets, and what it gains over no nudge."""
+    population = ours[0].history.population
+    return [
+        _segment(ours, held, attribute=attribute.name, code=code, segment=segment)
+        for attribute in population.program.attributes
+        if attribute.kind != "number"
+        for code, segment in enumerate(attribute.categories or ("no", "yes"))
+    ]
+
+
+def _segment(
+    ours: Sequence[_One], held: Sequence[_One] | None, *, attribute: str, code: int, segment: str
+) -> Segment:
+    rows = [one.history.population.people.attributes[attribute] == code for one in ours]
+
+    def mean(values: Sequence[Floats]) -> Spread:
+        return spread([float(v[r].mean()) if r.any() else np.nan for v, r in zip(values, rows, strict=True)])
+
+    gains = [one.by_customer - other.by_customer for one, other in zip(ours, held or (), strict=bool(held))]
+    return Segment(
+        attribute=attribute,
+        segment=segment,
+        customers=float(np.mean([r.mean() for r in rows])),
+        messages=mean([(one.history.actions != HOLD).sum(axis=0).astype(np.float64) for one in ours]),
+        conversion=mean([measured.reached(one.history).astype(np.float64) for one in ours]),
+        opted_out=mean([measured.left(one.history).astype(np.float64) for one in ours]),
+        gain=mean(gains) if held else None,
+    )
+
+
+def table(found: Comparison) -> list[dict[str, object]]:
+    """Return a comparison as rows for a terminal: a policy in a world a row."""
+    rows = []
+    for one in (compared for played in found.worlds for compared in played.policies):
+        m = one.measured
+        rows.append(
+            {
+                "world": one.world,
+                "policy": one.policy,
+                "reward": said(m.reward),
+                "conversion": said(m.conversion, percent=True),
+                "messages": said(m.messages),
+                "opted_out": said(m.opted_out, percent=True),
+                "cost": said(m.cost),
+                "regret": said(m.regret),
+                **{f"active_{key}": said(x, percent=True) for key, x in m.retention.items()},
+            }
+        )
+    return rows
+
+
+def said(x: Spread, *, percent: bool = False) -> str:
+    """Write a mean with half its interval's width.
+
+    >>> said(Spread(value=0.25, low=0.2, high=0.3), percent=True), said(Spread(value=2.0))
+    ('25.0 ± 5.0 %', '2.00')
+    """
+    scale, digits, unit = (100.0, 1, " %") if percent else (1.0, 2, "")
+    reach = f" ± {(x.high - x.low) / 2 * scale:.{digits}f}" if x.low is not None and x.high is not None else ""
+    return f"{x.value * scale:.{digits}f}{reach}{unit}"
+
+
+__all__ = ["DEFAULT", "Comparison", "Population", "Run", "Spread", "ratio", "run", "said", "spread", "table"]

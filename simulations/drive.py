@@ -21,7 +21,6 @@ from optimizer.engine import CHAMPION, HOLDOUT
 from simulations.journeys import Happenings, State, beginning
 from simulations.log import History
 from simulations.population import Population
-from simulations.purse import Purse
 from simulations.rollout import Progress, Run, ask, facing, live, reported_within, slots, waiting
 
 DECISIONS, OUTCOMES = 500, 1_000
@@ -84,7 +83,12 @@ async def drive(
     """
     first = since.first + since.days if since else 0
     begin = since.end if since else beginning(population)
-    opening = purse = since.left if since else Purse.full(population.program, at=population.start)
+    opening = purse = since.left if since else population.purse()
+    if purse.gone or purse.cuts:
+        raise ValueError(
+            f"world {population.world.name!r} changes what can be offered, of which a running service knows nothing: "
+            "simulate it in process (nudge simulate)"
+        )
     state = begin.copy()
     actions, stages = (np.zeros((days, len(population)), dtype=np.intp) for _ in range(2))
     held = np.ones(len(population), dtype=np.bool_)

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from optimizer.actions import Floats, Ints
+from optimizer.actions import Bools, Floats, Ints
 from optimizer.customer import Columns, utc_offset
 from optimizer.events import Scalar
 from optimizer.program import DAY, Attribute, Program
 from simulations.effects import Effects, effects
+from simulations.purse import Gone, Purse
 from simulations.worlds import World
 
 TYPE_SHARES = (0.4, 0.35, 0.25)
@@ -46,6 +47,7 @@ class People:
         type: (n,), latent type: which tones appeal.
         peak: (n,), local hour at which nudges do most.
         responsiveness, fatigability, leaving: (n,), factors about 1.
+        gaming: (n,), whether they go through the motions for what incentives give, and never reach a goal.
     """
 
     first_ask: Floats
@@ -59,6 +61,7 @@ class People:
     responsiveness: Floats
     fatigability: Floats
     leaving: Floats
+    gaming: Bools
 
     def __len__(self) -> int:
         return len(self.first_ask)
@@ -87,6 +90,30 @@ class Population:
     def zones(self) -> tuple[str, ...]:
         """The IANA names that occur."""
         return tuple(name for name, _ in self.world.zones)
+
+    def purse(self) -> Purse:
+        """Return what there is to spend and to offer at the start, and what the world will take away later."""
+        return Purse.full(self.program, at=self.start, gone=self._gone(), cuts=self._cuts())
+
+    def _gone(self) -> tuple[Gone, ...]:
+        """What cannot be offered, and when: the newcomer before it comes, the retired after, all during an outage."""
+        world, incentives = self.world, self.program.space.incentives
+
+        def on(day: float) -> float:
+            return self.start + day * DAY
+
+        found = []
+        if world.arrival_day is not None:
+            found.append(Gone(f"incentive={incentives[-1]}", -np.inf, on(world.arrival_day)))
+        if world.retirement_day is not None:
+            found.append(Gone(f"incentive={incentives[0]}", on(world.retirement_day), np.inf))
+        if world.outage is not None:
+            found.append(Gone("program", on(world.outage[0]), on(sum(world.outage))))
+        return tuple(found)
+
+    def _cuts(self) -> tuple[tuple[float, float], ...]:
+        shock = self.world.budget_shock
+        return ((self.start + shock[0] * DAY, shock[1]),) if shock else ()
 
     @property
     def windows(self) -> Floats:
@@ -194,6 +221,7 @@ def _people(program: Program, world: World, *, n: int, seed: int, start: float, 
         responsiveness=_lognormal(z[:, 6], world.responsiveness),
         fatigability=_lognormal(-z[:, 2], 0.4),
         leaving=_lognormal(z[:, 7], 0.7),
+        gaming=u[:, 12] < world.gaming,
     )
 
 

@@ -1,6 +1,7 @@
 """What is left to spend? Budget and stocks as the service keeps them, while simulated customers take turns."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,25 +10,46 @@ from optimizer.guardrails import Shared
 from optimizer.program import Program
 
 
+class Gone(NamedTuple):
+    """A level (`incentive=badge`) that cannot be offered from one moment until another; or `program`, for an outage."""
+
+    level: str
+    since: float
+    until: float
+
+
 @dataclass(frozen=True)
 class Purse:
-    """What is left of the budget of a period and of the stocks, as the service keeps it: by the moment of deciding."""
+    """What is left of the budget of a period and of the stocks, as the service keeps it: by the moment of deciding.
+
+    `gone` is what a world takes off the shelf for a time; `cuts` are moments from which budgets are a share of what
+    the program says.
+    """
 
     program: Program
     period: int
     left: Shared
+    gone: tuple[Gone, ...] = ()
+    cuts: tuple[tuple[float, float], ...] = ()
 
     @classmethod
-    def full(cls, program: Program, *, at: float) -> "Purse":
+    def full(
+        cls, program: Program, *, at: float, gone: tuple[Gone, ...] = (), cuts: tuple[tuple[float, float], ...] = ()
+    ) -> "Purse":
         """Return all that there is to spend in the period of a moment."""
-        return cls(program, _period(program, at), Shared.unlimited(program))
+        return cls(program, _period(program, at), Shared.unlimited(program), gone, cuts).at(at)
 
     def at(self, time: float) -> "Purse":
-        """Return the purse at a moment: in a new period, with a new budget."""
-        if (period := _period(self.program, time)) == self.period:
-            return self
-        budget = Shared.unlimited(self.program).budget
-        return replace(self, period=period, left=replace(self.left, budget=budget))
+        """Return the purse at a moment: in a new period with a new budget, without what is gone by then."""
+        left = self.left
+        if self.gone:
+            left = replace(left, paused=frozenset(g.level for g in self.gone if g.since <= time < g.until))
+        if (period := _period(self.program, time)) != self.period:
+            left = replace(left, budget=Shared.unlimited(self.program).budget * self._share(time))
+        return replace(self, period=period, left=left) if left is not self.left else self
+
+    def _share(self, time: float) -> float:
+        return next((share for since, share in reversed(self.cuts) if time >= since), 1.0)
 
     def after(self, actions: Ints) -> "Purse":
         """Return what is left once actions are reserved."""

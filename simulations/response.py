@@ -20,6 +20,10 @@ from simulations.population import Population
 HALF = 0.5
 """How much of what tone and hour do to steps they do to goals; how much of a nudge's effect full habit leaves."""
 
+GAMERS = 6.0
+"""What is taken from the logit of the goals of those who are after incentives only, and added to that of their steps
+where an incentive that costs something is offered."""
+
 _MISSED = (1.5 * DAY, 4.0 * DAY)
 """How long after the last step somebody has just missed a day or two."""
 
@@ -109,6 +113,7 @@ def moment(population: Population, state: State, *, rows: slice, day: int, deliv
         strength * np.exp(-world.blunting * people.fatigability[rows] * fatigue) * (1.0 + world.comeback * missed)
     )
     price, fit = people.price[rows, None], effects.fit[state.stage[rows]]
+    after = GAMERS * people.gaming[rows, None] * (population.program.space.costs > np.zeros(1))
     reversed_ = world.drift_day is not None and day >= world.drift_day
     return Moment(
         population=population,
@@ -118,7 +123,7 @@ def moment(population: Population, state: State, *, rows: slice, day: int, deliv
         strength=strength,
         weariness=world.burden * people.fatigability[rows] * fatigue,
         leaving=_leaving(population, fatigue=fatigue, rows=rows),
-        incentive=np.stack([price * effects.priced[STEP] + fit, price * effects.priced[GOAL] + HALF * fit]),
+        incentive=np.stack([price * effects.priced[STEP] + fit + after, price * effects.priced[GOAL] + HALF * fit]),
         tone=effects.tones[people.type[rows]] * (-1.0 if reversed_ else 1.0),
         hour=_hours(population, deliver_at, rows=rows),
         fresh_incentive=_fresh(population, state.incentive_day[rows], day=day),
@@ -132,6 +137,7 @@ def _base(population: Population, state: State, *, rows: slice, day: int) -> Flo
     steps = people.activity[rows] + world.habit_pull * state.habit[rows] + season
     steps = steps + world.gradient * _nearness(population, state, rows=rows) ** world.gradient_shape
     goals = people.intent[rows] + HALF * people.activity[rows] - world.dip * state.sated[rows]
+    goals = goals - GAMERS * people.gaming[rows]
     grumbles = world.burden * people.fatigability[rows] * state.fatigue[rows]
     adds = np.stack([steps, goals, grumbles, np.zeros_like(steps)], axis=1)
     base: Floats = effects.base[state.stage[rows]] + adds[:, effects.channels]

@@ -49,6 +49,10 @@ Choosers = Callable[[Asking], Mapping[str, Chooser]]
 """Who chooses for a slot, by arm. Only the simulator's own best may look at the state."""
 
 
+Watch = Callable[[Asking, Choices], None]
+"""Is shown a slot of customers and what was chosen for them."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Some days of a population under a policy.
@@ -114,6 +118,7 @@ def rollout(
     since: Run | None = None,
     logged: bool = True,
     slot: int = SLOT,
+    watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Let customers ask once a day, each at its own hour, and live with what is decided.
@@ -128,6 +133,7 @@ def rollout(
         since: the run that this one goes on from; from the start where None.
         logged: keep the rounds (about 2 kB each with 300 nudges).
         slot: customers decided for at once.
+        watch: shown each slot with what was chosen for it, before anybody lives it.
         progress: told after each day.
     """
     serving = [choosers.get(arm, choosers[CHAMPION]) for arm in (CHAMPION, CHALLENGER)]
@@ -139,6 +145,7 @@ def rollout(
         since=since,
         logged=logged,
         slot=slot,
+        watch=watch,
         progress=progress,
     )
 
@@ -152,6 +159,7 @@ def closed_loop(
     since: Run | None = None,
     logged: bool = True,
     slot: int = SLOT,
+    watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Do what `rollout` does, with choosers that may depend on who asks."""
@@ -160,7 +168,7 @@ def closed_loop(
         raise ValueError(f"days = {days!r}: from day {first} on, use 1 to {LONGEST_RUN - first - 40}")
     begin = since.end if since else beginning(population)
     state, arms = begin.copy(), since.arms if since else arms_of(population)
-    opening = purse = since.left if since else Purse.full(population.program, at=population.start)
+    opening = purse = since.left if since else population.purse()
     actions, stages = (np.zeros((days, len(population)), dtype=np.intp) for _ in range(2))
     seen: list[Seen] = []
     happened = [waiting(population, begin, day=first)]
@@ -172,6 +180,8 @@ def closed_loop(
             for turn, found in _in_turn(asking, choosers, arms=arms, purse=purse):
                 purse = purse.after(found.actions)
                 actions[day - first, turn.rows] = found.actions
+                if watch:
+                    watch(turn, found)
                 seen += [Seen(turn.rows, day, found)] if logged else []
                 happened.append(live(turn, facing(turn, found.guarded.deliver_at), found.actions))
         if progress:

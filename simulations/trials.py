@@ -196,10 +196,10 @@ def suggestions(
 ) -> Suggestions:
     """Run the micro-randomised trial of Klasnja et al. (2019, HeartSteps) again: a suggestion on three days in five.
 
-    Each day each person is sent one of forty suggestions, in one of six wordings, with chance 0.6, else none. The effect is estimated as there:
+    Each day each person is sent one of 200 suggestions, in one of six wordings, with chance 0.6, else none. The effect is estimated as there:
     centred at the chance of being sent, constant over the days, or with a straight trend whose start is day 0.
     """
-    levels = tuple(level(f"suggestion-{i:02d}") for i in range(40))
+    levels = tuple(level(f"suggestion-{i:03d}") for i in range(200))
     deck = program(levels, everyday="walk", goal="renewal", value=100.0, tones=6)
     population = populate(deck, replace(world, everyday=everyday, season=0.0), customers=people, seed=seed, start=START)
     chance = np.random.Generator(np.random.Philox(seed))
@@ -236,7 +236,7 @@ class Coupons(NamedTuple):
     within: tuple[float, float, float]
 
 
-def coupons(world: World, *, seed: int, customers: int = 240_000, goal: float = 0.0165) -> Coupons:
+def coupons(world: World, *, seed: int, customers: int = 400_000, goal: float = 0.0165) -> Coupons:
     """Run the coupon trial of Gopalakrishnan and Park (2021) again: two segments, no coupon, one, or a better one.
 
     A customer's segment is the half by how likely they buy, as a retailer knows it from the past. Purchases count

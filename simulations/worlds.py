@@ -20,6 +20,7 @@ _SHARES = (
     "habit_loss",
     "lost",
     "twice",
+    "gaming",
 )
 """Settings that are shares, 0 to 1."""
 
@@ -68,6 +69,9 @@ class World:
         drift_day: the day from which tones do the opposite. season: swing of everyday steps over a week.
         arrival_day: the day from which the program's last incentive can be offered; `retirement_day`: from which its
             first one cannot.
+        outage: the day from which nothing can be decided, and for how many days. budget_shock: the day from which
+            budgets are cut, and to which share. gaming: share of the customers who go through the motions for what
+            incentives give and reach no goal.
         budget: replaces the program's budget, money a customer and week; None leaves it.
     """
 
@@ -130,6 +134,9 @@ class World:
     drift_day: int | None = None
     arrival_day: int | None = None
     retirement_day: int | None = None
+    outage: tuple[int, int] | None = None
+    budget_shock: tuple[int, float] | None = None
+    gaming: float = 0.0
     season: float = 0.1
     budget: float | None = None
 
@@ -137,6 +144,18 @@ class World:
         for key in _SHARES:
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise ValueError(f"world {self.name!r}: {key} = {getattr(self, key)!r} is no share: use 0 to 1")
+        for key in ("drift_day", "arrival_day", "retirement_day"):
+            day = getattr(self, key)
+            if day is not None and not (isinstance(day, int) and day >= 0):
+                raise ValueError(f"world {self.name!r}: {key} = {day!r} is no day: use a whole number of 0 or more")
+        if self.outage is not None and not (self.outage[0] >= 0 and self.outage[1] >= 1):
+            raise ValueError(f"world {self.name!r}: outage = {self.outage!r} never happens: use (first day, days >= 1)")
+        if self.budget_shock is not None and not (self.budget_shock[0] >= 0 and 0.0 <= self.budget_shock[1] <= 1.0):
+            raise ValueError(
+                f"world {self.name!r}: budget_shock = {self.budget_shock!r} is no cut: use (first day, share 0 to 1)"
+            )
+        if any(hours <= 0.0 or share < 0.0 for hours, share in self.delays):
+            raise ValueError(f"world {self.name!r}: delays = {self.delays!r}: use (hours above 0, share of 0 or more)")
         for key in ("zones", "delays"):
             total = sum(share for _, share in getattr(self, key))
             if abs(total - 1.0) > 1e-9:
@@ -310,6 +329,13 @@ WORLDS: Mapping[str, World] = MappingProxyType(
                 incentive=0.5,
                 drift_day=10,
                 season=0.3,
+            ),
+            replace(
+                DEMO,
+                name="shelf",
+                breaks="policies that know a fixed list: the last incentive comes on day 14, the first goes on day 21",
+                arrival_day=14,
+                retirement_day=21,
             ),
             replace(
                 DEMO,
