@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,6 +23,9 @@ from training import events as log
 
 _CONTEXTS = msgspec.json.Decoder(dict[str, Scalar])
 _BLOCKS = msgspec.json.Decoder(dict[str, str])
+
+
+Arms = Literal["training", "judging"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Dataset:
         total: decisions seen, matured or not.
         matured: decisions whose window has closed.
         estimated_propensities: the log did not carry its probabilities; they were estimated.
+        until: up to when the log is complete.
+        training: (n,), whether policies may learn from a round: False for traffic of the evaluation arm.
         blocked: for each guardrail that blocked something, (n,) on which rounds it did.
     """
 
@@ -72,6 +77,8 @@ class Dataset:
     matured: int
     estimated_propensities: bool = False
     after: After | None = None
+    until: float = math.inf
+    training: Bools | None = None
     blocked: dict[str, Bools] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -91,8 +98,13 @@ class Dataset:
             stages=self.stages[rows],
             events={name: counts[rows] for name, counts in self.events.items()},
             after=self.after and self.after.take(rows),
+            training=None if self.training is None else self.training[rows],
             blocked={rule: where[rows] for rule, where in self.blocked.items()},
         )
+
+    def learnable(self) -> "Dataset":
+        """Return the rounds that policies may learn from: all but those of the evaluation arm."""
+        return self if self.training is None or self.training.all() else self.take(self.training)
 
     def with_stage_values(self) -> "Dataset":
         """Return the rounds with `gamma^h V(stage after the horizon) - V(stage)` added to what is learned from.
@@ -112,27 +124,28 @@ class Dataset:
         return replace(self, training_rewards=shaped)
 
 
-def load(archive: Path, program: Program, *, now: float | None = None) -> Dataset:
+def load(archive: Path, program: Program, *, now: float | None = None, arms: Arms = "training") -> Dataset:
     """Join the archived decisions of a program with their outcomes.
 
-    Decisions of held-out customers and of evaluation traffic are left out, and so are rounds whose window is
-    still open at `now`: unknown is not zero. An outcome counts for every decision of its customer whose
-    window contains it.
+    Decisions of held-out customers are left out, and so are rounds whose window is still open at `now`: unknown is not
+    zero. Traffic of the evaluation arm is for judging only: policies never learn from it. An outcome counts for every
+    decision of its customer whose window contains it.
 
     Args:
         archive: the folder of the archive.
         program: declares what events are worth now; decisions of its older versions are aligned by action
             name.
         now: program time up to which the log is complete, seconds since the epoch; its last entry where omitted,
-            or for ever where another system's log came in whole.
+            or for ever where another system's log came in whole. What was received later is left out.
+        arms: `training` leaves the evaluation arm out, `judging` has it too.
 
     Raises:
         ValueError: naming the file, for an archive that cannot be read.
     """
-    table = log.read(archive, program.name)
+    table = log.read(archive, program.name, until=math.inf if now is None else now)
     decisions = table.filter(pc.field("kind") == "decision").sort_by([("at", "ascending"), ("id", "ascending")])
-    arms = decisions["arm"]
-    decisions = decisions.filter(pc.invert(pc.is_in(arms, pa.array([HOLDOUT, EVALUATION]))))
+    left_out = [HOLDOUT] if arms == "judging" else [HOLDOUT, EVALUATION]
+    decisions = decisions.filter(pc.invert(pc.is_in(decisions["arm"], pa.array(left_out))))
     happened = _outcomes(table)
     versions = log.versions(archive, program.name)
     now = _last_entry(table) if now is None else now
@@ -223,6 +236,8 @@ def _join(
         matured=total if not total else len(at),
         estimated_propensities=bool(pc.any(pc.equal(decisions["policy"], log.ESTIMATED)).as_py()),
         after=_after(program, sums, stages=stages, at=at),
+        until=now,
+        training=_objects(decisions["arm"]) != EVALUATION,
         blocked=_blocked(decisions["blocked"]),
     )
     return whole if known.all() else whole.take(known)

@@ -5,25 +5,21 @@ A tombstone is a keyed digest of a customer's id and the moment up to which ever
 whether a customer was erased, and nobody else can.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet
 
+from optimizer.erasure import digest
+
+__all__ = ["SCHEMA", "Tombstones", "digest", "file_of", "forgotten", "honoured", "key_file", "table", "tombstones"]
+
 SCHEMA = pa.schema([("digest", pa.string()), ("at", pa.float64())])
-
-
-def digest(key: bytes, customer_id: str) -> str:
-    """Return the digest that a tombstone carries in place of the customer's id.
-
-    >>> digest(b"a key", "ada")
-    '80930534da29a227fa7391661ee4b58d'
-    """
-    return blake2b(customer_id.encode(), digest_size=16, key=key).hexdigest()
 
 
 def table(tombstones: Sequence[tuple[str, float]]) -> pa.Table:
@@ -45,21 +41,40 @@ def _folder(archive: Path, key: bytes) -> Path:
     return archive / "erased" / blake2b(key, digest_size=8).hexdigest()
 
 
-def honoured(archive: Path, events: pa.Table) -> pa.Table:
-    """Return the events without those that are to be forgotten."""
+class Tombstones(NamedTuple):
+    """Whom to forget, under one key: until when, by digest."""
+
+    key: bytes
+    until: Mapping[str, float]
+
+
+def tombstones(archive: Path) -> list[Tombstones]:
+    """Return all tombstones of an archive."""
+    found = []
     for folder in sorted((archive / "erased").glob("*/")):
         files = sorted(folder.glob("*.parquet"))
         if files:
             read = pa.concat_tables(pyarrow.parquet.read_table(f, partitioning=None) for f in files)
-            events = _without(events, read, key=bytes.fromhex((folder / "key").read_text()))
-    return events
+            latest = read.group_by("digest").aggregate([("at", "max")])
+            until = dict(zip(latest["digest"].to_pylist(), latest["at_max"].to_pylist(), strict=True))
+            found.append(Tombstones(bytes.fromhex((folder / "key").read_text()), until))
+    return found
 
 
-def _without(events: pa.Table, tombstones: pa.Table, *, key: bytes) -> pa.Table:
-    latest = tombstones.group_by("digest").aggregate([("at", "max")])
-    until = dict(zip(latest["digest"].to_pylist(), latest["at_max"].to_pylist(), strict=True))
+def honoured(archive: Path, events: pa.Table) -> pa.Table:
+    """Return the events without those that are to be forgotten."""
+    gone = forgotten(tombstones(archive), events)
+    return events.filter(pa.array(~gone)) if gone.any() else events
+
+
+def forgotten(known: Sequence[Tombstones], events: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return which events (n,) are to be forgotten; `customer_id` and `at` are looked at."""
+    gone = np.zeros(len(events), dtype=np.bool_)
+    if not known or not len(events):
+        return gone
     customers = events["customer_id"].combine_chunks().dictionary_encode()
-    ends = np.array([until.get(digest(key, name), -np.inf) for name in customers.dictionary.to_pylist()])
-    if not len(ends):
-        return events
-    return events.filter(pc.greater(events["at"], pa.array(ends[customers.indices.to_numpy()])))
+    names, codes, at = customers.dictionary.to_pylist(), customers.indices.to_numpy(), events["at"].to_numpy()
+    for key, until in known:
+        ends = np.array([until.get(digest(key, name), -np.inf) for name in names])
+        gone |= at <= ends[codes]
+    return gone

@@ -25,7 +25,7 @@ from training.guardrail_prices import GuardrailPrice
 from training.intervals import Estimate, Interval, by_customer, clustered, condensed, likelihood
 from training.ope import dm, dr
 from training.propensities import Pair, Sensitivity, sensitivity
-from training.reading import REWARD, Frozen, Loggers, Reading, Seen, models_of, read
+from training.reading import BLOCK, REWARD, Frozen, Loggers, Reading, Seen, models_of, read
 from training.reward_model import RewardModel
 
 TODAY = "today"
@@ -33,6 +33,9 @@ TODAY = "today"
 
 _FROZEN_FROM = 200
 """Rounds of history from which a range and a model are frozen."""
+
+_FIXED_FROM = 20
+"""Draws of a nudge, and customers, below which it is not said to be the best."""
 
 _LOOKS = 50
 _RESAMPLES = 1_000
@@ -231,6 +234,31 @@ def always(space: ActionSpace, action: str) -> Target:
         raise ValueError(f"there is no nudge {action!r}: expected incentive/tone/timing, such as {space.names[1]!r}")
     nudge = Nudge(*action.split("/"))
     return plain(f"always {action}", FixedNudge(space, nudge=nudge), space, title=f"Always {action}")
+
+
+def best_fixed(history: Dataset) -> str:
+    """Return the nudge that did best on an earlier slice of the log, by DR, or "" where none was drawn often enough.
+
+    Chosen there and valued elsewhere: a best that is chosen on the rounds that value it looks better than it is.
+    """
+    rounds, space = history.rounds, history.program.space
+    counts = np.bincount(rounds.actions, minlength=space.k)
+    often = np.flatnonzero(counts >= _FIXED_FROM)
+    if not (often != HOLD).any() or len(np.unique(rounds.customers)) < _FIXED_FROM:
+        return ""
+    model = models_of(history, None)[REWARD]
+    worth = np.full(space.k, -np.inf)
+    for start in range(0, len(rounds), BLOCK):
+        part = rounds.take(slice(start, start + BLOCK))
+        q = model.predict(part)
+        found = np.where(part.allowed, q, q[:, [HOLD]])[:, often].sum(axis=0)
+        drawn = np.arange(len(part)), part.actions
+        extra = np.bincount(part.actions, weights=(part.rewards - q[drawn]) / part.propensities, minlength=space.k)
+        blocked = (part.actions == HOLD) * (part.rewards - q[drawn]) / part.propensities
+        found = found + extra[often] + np.where(often == HOLD, 0.0, (~part.allowed[:, often]).T @ blocked)
+        worth[often] = np.where(np.isfinite(worth[often]), worth[often], 0.0) + found
+    worth[HOLD] = -np.inf
+    return space.names[int(np.argmax(worth))]
 
 
 def deployed(

@@ -6,6 +6,7 @@ each (kind, customer, id): the highest revision.
 """
 
 import glob
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from optimizer.events import Decision, Outcome
@@ -176,10 +178,15 @@ def versions(archive: Path, program: str) -> dict[str, Program]:
     return found
 
 
-def read(archive: Path, program: str) -> pa.Table:
+def read(archive: Path, program: str, *, until: float = math.inf) -> pa.Table:
     """Return every event of a program, one row for each (kind, customer, id): the highest revision.
 
     Customers who were erased are left out.
+
+    Args:
+        archive: the folder of the archive.
+        program: its name.
+        until: what was decided or received later is left out, so that an evaluation can be had again.
 
     Raises:
         ValueError: naming the file that cannot be read, or what to run where there is none.
@@ -189,7 +196,10 @@ def read(archive: Path, program: str) -> pa.Table:
         known = sorted(p.name.removeprefix("program=") for p in archive.glob("program=*"))
         have = f"it has {', '.join(known)}" if known else "it is empty"
         raise ValueError(f"{archive} has no events of program {program!r} ({have}): run nudge archive or nudge import")
-    return _latest(erasure.honoured(archive, pa.concat_tables(_files(files))))
+    known = pa.concat_tables(_files(files))
+    if until < math.inf:
+        known = known.filter(pc.less_equal(pc.coalesce(known["received_at"], known["at"]), until))
+    return _latest(erasure.honoured(archive, known))
 
 
 def _files(files: Sequence[Path]) -> Iterator[pa.Table]:

@@ -259,7 +259,9 @@ def _log_ratio(gaps: Floats) -> _Tilt:
         near = inside < edge
         slope = np.where(near, 2.0 / edge - inside / edge**2, 1.0 / np.where(near, 1.0, inside))
         bend = np.where(near, 1.0 / edge**2, slope**2)
-        step = np.linalg.solve((g.T * bend) @ g + 1e-12 * np.eye(len(found)), g.T @ slope)
+        curve = (g.T * bend) @ g
+        # Far out, where no weights make the gaps average 0, the curve is all but flat: the ridge goes with its size.
+        step = np.linalg.solve(curve + (1e-10 * np.trace(curve) + 1e-300) * np.eye(len(found)), g.T @ slope)
         while (reached := _log_star(1.0 + g @ (found + step), edge)) < best - 1e-12:
             step = step / 2.0
         found = found + step

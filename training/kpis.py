@@ -57,8 +57,7 @@ def named(program: Program, word: str) -> str:
 
 def in_period(stays: Visits, record: Record) -> Visits:
     """Return the visits that began in the period."""
-    inside = (stays.start >= record.since) & (stays.start < record.until)
-    return Visits(*(column[inside] for column in stays))
+    return stays.take((stays.start >= record.since) & (stays.start < record.until))
 
 
 def funnel(record: Record, stays: Visits, *, days: float, level: float) -> tuple[StageRow, ...]:
@@ -67,16 +66,16 @@ def funnel(record: Record, stays: Visits, *, days: float, level: float) -> tuple
 
 
 def _stage(record: Record, stays: Visits, stage: int, *, days: float, level: float) -> StageRow:
-    about, mine = record.program.stages[stage], stays.stage == stage
-    who, start, end, to, lapsed = (c[mine] for c in (stays.customer, stays.start, stays.end, stays.to, stays.lapsed))
-    followed, soon = start + days * DAY <= record.log_end, (to >= 0) & (end < start + days * DAY)
+    about, mine = record.program.stages[stage], stays.take(stays.stage == stage)
+    who, start, end, lapsed = mine.customer, mine.start, mine.end, mine.lapsed
+    followed, soon = start + days * DAY <= record.log_end, (mine.to >= 0) & (end < start + days * DAY)
     span = f"within {days:g} days of entering {about.title}"
-    left, people = survival.curve(end - start, to >= 0, who), who[followed]
+    left, people = survival.curve(end - start, mine.to >= 0, who), who[followed]
     return StageRow(
         stage=about.name,
         title=about.title,
         customers=len(np.unique(who)),
-        visits=int(mine.sum()),
+        visits=len(who),
         followed=int(followed.sum()),
         advanced=share((soon & ~lapsed)[followed], people, of=f"share of visits that move on {span}", level=level),
         dropped=share((soon & lapsed)[followed], people, of=f"share of visits that fall back {span}", level=level),

@@ -117,14 +117,14 @@ def usual_days(record: Record) -> float:
 def declared_range(program: Program, *, days: float) -> Range:
     """Return the range of a customer's worth where none is declared, by the program alone, before any look.
 
-    At the top each event that is worth something, once; at the bottom each that costs something, once, and the dearest
-    nudge as often as the caps allow.
+    At the top each step that is worth something once a day, and each goal once; at the bottom each event that costs
+    something once, and the dearest nudge as often as the caps allow.
     """
-    values = [e.value for e in program.events if not e.scaled]
+    times = {"micro": days, "macro": 1.0, "signal": 1.0}
+    values = [(e.value, times[e.kind]) for e in program.events if not e.scaled]
     dearest = max((i.cost for i in program.incentives), default=0.0)
-    nudges = program.guardrails.cap_per_week * days / 7.0
-    low = sum(v for v in values if v < 0) - dearest * nudges
-    high = sum(v for v in values if v > 0)
+    low = sum(v for v, _ in values if v < 0) - dearest * program.guardrails.cap_per_week * days / 7.0
+    high = sum(v * often for v, often in values if v > 0)
     return Range(low, high if high > low else low + 1.0)
 
 

@@ -278,7 +278,8 @@ def counted_before(customer: Ints, at: Floats, *, whose: Ints, when: Floats) -> 
     return counts
 
 
-class Visits(NamedTuple):
+@dataclass(frozen=True)
+class Visits:
     """Stays of customers in stages, (v,): an open one has `to` = -1 and ends when the record does.
 
     `lapsed`: it ended because the customer took no step for too long, not by something that the customer did.
@@ -290,6 +291,10 @@ class Visits(NamedTuple):
     end: Floats
     to: Ints
     lapsed: Bools
+
+    def take(self, rows: Ints | Bools) -> "Visits":
+        """Return some of the visits."""
+        return Visits(**{name: column[rows] for name, column in vars(self).items()})
 
 
 class _Visit(NamedTuple):

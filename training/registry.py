@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,10 +26,15 @@ import numpy as np
 from optimizer.policy import Policy
 from training.dataset import Dataset
 from training.evaluate import Evaluation
+from training.figures import Figure
 from training.intervals import Estimate
 from training.promotion import Verdict
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+
+APPROVED_BY = "approved_by"
+"""The tag of a version that a person sets, with their name, where a promotion needs approval."""
+
 _ROOT = Path("mlruns")
 _PREVIOUS = "previous_champion"
 
@@ -129,10 +135,43 @@ class Registry:
             client.log_batch(run, metrics=_metrics(evaluation))
             client.set_tag(run, "verdict", verdict.choice)
             client.set_tag(run, "challenger", verdict.challenger)
+            client.set_tag(run, "propensities", evaluation.propensities)
+            client.set_tag(run, "policy_versions", ", ".join(f"{s.name}@{s.version}" for s in evaluation.scores))
             client.set_tag(run, "mlflow.note.content", "\n".join(f"- {r.text}" for r in verdict.reasons))
             self._log_files(run, {**files, **_tables(evaluation, verdict)})
         if verdict.challenger_version:
             self.set_challenger(evaluation.program, verdict.challenger_version)
+        return str(run)
+
+    def log_report(
+        self,
+        program: str,
+        *,
+        figures: Mapping[str, Figure],
+        files: Mapping[str, str | bytes],
+        params: Mapping[str, object],
+        note: str,
+    ) -> str:
+        """Log a run for a program's scorecard and return its id.
+
+        Args:
+            program: its name.
+            figures: what is known of them becomes metrics, with `_low` and `_high`.
+            files: artifacts by name: the page, the data, the tables.
+            params: what was asked for.
+            note: the run's description.
+        """
+        found: dict[str, float] = {}
+        for name, figure in figures.items():
+            ends = {"": figure.value, "_low": figure.low, "_high": figure.high}
+            key = re.sub(r"[^\w./ -]", "_", name)
+            found |= {f"{key}{end}": x for end, x in ends.items() if x is not None and math.isfinite(x)}
+        metrics = [_entities().Metric(key, value, 0, 0) for key, value in found.items()]
+        with self._run(program, name="report", params=params) as run:
+            for start in range(0, len(metrics), 1_000):  # MLflow takes no more at a time
+                self._client().log_batch(run, metrics=metrics[start : start + 1_000])
+            self._client().set_tag(run, "mlflow.note.content", note)
+            self._log_files(run, files)
         return str(run)
 
     def promote(self, program: str, version: str, verdict: Verdict) -> Registered:
@@ -155,6 +194,11 @@ class Registry:
                 f"champion is {standing or 'none'!r} by now; evaluate again: nudge evaluate"
             )
         return self.crown(program, version, reason=f"verdict: {verdict.choice} at {verdict.level:.4g}")
+
+    def approved_by(self, program: str, version: str) -> str:
+        """Return who approved a version: the tag that a person sets on it in MLflow's UI; empty if nobody did."""
+        tags = self._client().get_model_version(_model(program), version).tags
+        return str(tags.get(APPROVED_BY, "")).strip()
 
     def crown(self, program: str, version: str, *, reason: str) -> Registered:
         """Move the champion's alias to a version, on a person's word."""
@@ -214,6 +258,15 @@ class Registry:
             evaluation = Path(client.download_artifacts(run, "evaluation.json", temporary)).read_bytes()
             verdict = Path(client.download_artifacts(run, "verdict.json", temporary)).read_bytes()
         return Evaluated(run, Evaluation.from_json(evaluation), msgspec.json.decode(verdict, type=Verdict))
+
+    def find(self, program: str, version: str) -> Registered | None:
+        """Return a version, or None where there is none of that number."""
+        try:
+            return self.get(program, version)
+        except _mlflow().exceptions.MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
     def get(self, program: str, version: str) -> Registered:
         """Return a version, with its saved folder on this machine."""
@@ -281,6 +334,8 @@ class Registry:
             profile=msgspec.json.encode({"rounds": len(dataset), "matured_share": dataset.matured_share}).decode(),
         )
         tag = entities.InputTag("mlflow.data.context", context)
+        if dataset.estimated_propensities:
+            self._client().set_tag(run, "propensities", "estimated")
         self._client().log_inputs(run, datasets=[entities.DatasetInput(described, [tag])])
         self._client().set_tag(run, "program_version", dataset.program.version)
 

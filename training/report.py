@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from training.diagnostics import Check
 from training.evaluate import Evaluation, Score
 from training.intervals import Estimate
-from training.promotion import Verdict
+from training.promotion import Verdict, always_valid
 
 PER = 1_000
 """Values are shown for so many decisions: a value per decision is too small to picture."""
@@ -115,7 +115,7 @@ def sentence(evaluation: Evaluation, verdict: Verdict) -> str:
     if verdict.choice == "not enough evidence" or best is None:
         reason = verdict.reasons[0]
         return f"Not enough evidence to decide. {_capital(reason.text)}. To mend it: {reason.mend}."
-    lift = best.lift.at_level(verdict.level)
+    lift = always_valid(best.lift, level=verdict.level)
     gain, low, high = (_more(x, evaluation.currency) for x in (lift.value, lift.low, lift.high))
     than = _lower(reference.title)
     if verdict.promotes:

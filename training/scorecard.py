@@ -109,7 +109,7 @@ def scorecard(archive: Path, program: Program, asked: Asked | None = None) -> Sc
     days = asked.days or lift.usual_days(whole)
     chosen = _chosen(whole, asked)
     period, level = chosen.in_period(), asked.level
-    rounds = _rounds(dataset.load(archive, program), chosen, asked)
+    rounds = _rounds(dataset.load(archive, program, arms="judging"), chosen, asked)
     worth = _worth(whole, rounds, asked) if len(rounds) >= _FEWEST else None
     links, goal = kpis.links(chosen), program.event(program.goal)
     reached = _reached(chosen, days=days, level=level)
@@ -292,14 +292,50 @@ _GAINED = "what nudging brings over holding, a decision, then the logging policy
 
 def _notes(period: Record, rounds: Dataset) -> list[str]:
     """Return what is missing from the report, each with what would mend it."""
-    found = []
+    found, horizon = [], float(period.program.evaluation_horizon) / DAY
     if len(rounds) < _FEWEST:
         found.append(
             f"What nudges add is not said: {len(rounds):,} matured decisions of {len(period.decided):,} in the period, "
-            f"and it takes {_FEWEST}. They mature {float(period.program.evaluation_horizon) / DAY:g} days after they are made."
+            f"and it takes {_FEWEST}. They mature {horizon:g} days after they are made."
         )
     if len(period.people) < FEW:
         found.append(f"Nearly nothing can be said of {len(period.people)} customers: {few(len(period.people))}.")
     if period.decided.at.max() - period.decided.at.min() < 2 * DAY:
         found.append("All decisions are within two days: nothing can be said of how things change.")
     return found
+
+
+def figures(card: Scorecard) -> dict[str, Figure]:
+    """Return every figure by name, such as `funnel/experience/advanced`: what runs are compared by."""
+    found = {**card.overview, **{f"churn/{name}": f for name, f in card.churn.items()}}
+    for stage in card.funnel:
+        found |= {f"funnel/{stage.stage}/{name}": getattr(stage, name) for name in ("advanced", "dropped", "time")}
+        found |= {f"funnel/{stage.stage}/{name}": getattr(stage, name) for name in ("csat", "nps")}
+    for row in card.incentives:
+        found |= {f"rewards/{row.incentive}/redeemed": row.rate, f"rewards/{row.incentive}/days": row.time}
+    for x in (*card.lift.program, *card.lift.arms):
+        key = f"lift/{x.arm.removeprefix('the ')}/{x.outcome.replace(' ', '_')}"
+        found |= {f"{key}/one_look": x.fixed, f"{key}/any_time": x.always}
+    found["lift/cost_per_goal"] = card.lift.cost_per_goal
+    for tier in card.tiers:
+        key = f"tiers/{tier.ladder or 'others'}/{tier.tier}"
+        found |= {f"{key}/adds": tier.adds, f"{key}/over_smaller": tier.over_smaller}
+    for group in card.segments:
+        key = f"segments/{group.attribute}/{group.segment}"
+        found |= {f"{key}/{name}": getattr(group, name) for name in ("participation", "reached", "exposure", "value")}
+    for wear in card.wear:
+        found |= {f"wear/{wear.incentive}/{n}": getattr(wear, n) for n in ("effect", "by_exposure", "by_week")}
+    return found
+
+
+def tables(card: Scorecard) -> dict[str, bytes]:
+    """Return the results as the tables that MLflow's UI shows: one of all figures, one of the gate's reasons."""
+    columns = ["figure", "value", "low", "high", "unit", "n", "customers", "estimate of", "missing"]
+    rows = [[n, f.value, f.low, f.high, f.unit, f.n, f.customers, f.of, f.missing] for n, f in figures(card).items()]
+    reasons = [] if card.fairness is None else card.fairness.reasons
+    gate = [[c.status, c.code, c.attribute, c.segment, c.text, c.mend] for c in reasons]
+    named = ["status", "code", "attribute", "segment", "finding", "mend"]
+    return {
+        "tables/figures.json": msgspec.json.encode({"columns": columns, "data": rows}),
+        "tables/fairness.json": msgspec.json.encode({"columns": named, "data": gate}),
+    }

@@ -58,7 +58,8 @@ def split(dataset: Dataset, *, share: float = 0.65) -> Halves:
     """Cut a log in two at the time by which `share` of its rounds had been decided.
 
     The earlier part keeps only rounds that had matured by the cut: no reward is in both parts, and a candidate knows
-    no more than it would have known. A log without time (one date) is cut by customer.
+    no more than it would have known. Rounds of the evaluation arm judge, and are never learned
+    from. A log without time (one date) is cut by customer.
 
     Raises:
         ValueError: if either part has no rounds.
@@ -68,11 +69,11 @@ def split(dataset: Dataset, *, share: float = 0.65) -> Halves:
     at = dataset.rounds.at
     if len(at) and at[0] == at[-1]:
         first = fold_of(dataset.rounds.customers, folds=_TWENTIETHS) < share * _TWENTIETHS
-        halves = Halves(dataset.take(first), dataset.take(~first))
+        halves = Halves(dataset.take(first).learnable(), dataset.take(~first))
     else:
         cut = at[int(share * len(at))] if len(at) else 0.0
         matures = dataset.program.matures_after
-        halves = Halves(dataset.take(at + matures <= cut), dataset.take(at >= cut))
+        halves = Halves(dataset.take(at + matures <= cut).learnable(), dataset.take(at >= cut))
     if not len(halves.earlier) or not len(halves.later):
         span = (at[-1] - at[0]) / DAY if len(at) else 0.0
         raise ValueError(
@@ -91,6 +92,7 @@ def train(dataset: Dataset, *, kinds: Sequence[str] = LEARNERS, progress: Progre
     """
     if unknown := [k for k in kinds if k not in KINDS]:
         raise ValueError(f"there is no policy kind {unknown[0]!r}: expected some of {', '.join(LEARNERS)}")
+    dataset = dataset.learnable()
     rounds = replace(dataset.rounds, rewards=dataset.training_rewards)
     candidates = []
     for done, kind in enumerate(kinds):
