@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.policy import Rounds
+from benchmarks.peers_worker import read, write
 from policies.vowpal import Vowpal
 
 HERE = Path(__file__).parent
@@ -98,7 +99,7 @@ class Apart:
         assert self.process.stdout is not None
         self.asked, self.answers = self.process.stdin, self.process.stdout
         self.asked.write(json.dumps({**setting.settings, "d": space.d, "seed": seed}).encode() + b"\n")
-        np.save(self.asked, space.levels)
+        write(self.asked, space.levels)
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         answer: Floats = self._ask(b"choose\n", contexts, allowed)
@@ -111,10 +112,8 @@ class Apart:
     def _ask(self, word: bytes, *arrays: npt.NDArray[Any]) -> npt.NDArray[Any]:
         self.asked.write(word)
         for array in arrays:
-            np.save(self.asked, array)
-        self.asked.flush()
-        answer: npt.NDArray[Any] = np.load(self.answers)
-        return answer
+            write(self.asked, array)
+        return read(self.answers)
 
     def close(self) -> None:
         """End the process."""

@@ -1,6 +1,6 @@
 """The peers' side of the pipe: runs in the peers' own environment, imports nothing of ours.
 
-Arrays come in on standard input and go out on standard output, as numpy writes them. Each peer scores a batch of rows
+Arrays come in on standard input and go out on standard output: a line of type and shape, then the numbers. Each peer scores a batch of rows
 the way its users would: from the context, the names of an action's levels, and which actions are allowed.
 """
 
@@ -126,18 +126,28 @@ def best(scores, allowed):
 KINDS = {"gittins": Gittins, "mabwiser": Mabwiser, "bayesianbandits": Bayesianbandits}
 
 
+def read(stream):
+    kind, *shape = stream.readline().decode().split()
+    shape = [int(n) for n in shape]
+    return np.frombuffer(stream.read(int(np.prod(shape)) * np.dtype(kind).itemsize), dtype=kind).reshape(shape)
+
+
+def write(stream, array):
+    stream.write(" ".join([array.dtype.str, *map(str, array.shape)]).encode() + b"\n" + array.tobytes())
+    stream.flush()
+
+
 def serve():
     asked, answers = sys.stdin.buffer, sys.stdout.buffer
     settings = json.loads(asked.readline())
-    levels = np.load(asked)
+    levels = read(asked)
     peer = KINDS[settings.pop("kind")](levels, **settings)
     while word := asked.readline().strip():
         if word == b"choose":
-            np.save(answers, peer.probabilities(np.load(asked), np.load(asked)))
+            write(answers, peer.probabilities(read(asked), read(asked)))
         else:
-            peer.learn(*(np.load(asked) for _ in range(5)))
-            np.save(answers, np.zeros(0))
-        answers.flush()
+            peer.learn(*(read(asked) for _ in range(5)))
+            write(answers, np.zeros(0))
 
 
 if __name__ == "__main__":
