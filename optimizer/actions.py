@@ -98,6 +98,21 @@ class ActionSpace:
         return incentive, tone, timing
 
     @cached_property
+    def joint_membership(self) -> Floats:
+        """Shape (k - 1, levels of all factors): those of `membership` side by side."""
+        return np.concatenate(self.membership, axis=1)
+
+    @cached_property
+    def starts(self) -> Ints:
+        """Shape (3,): the first column of each factor in `joint_membership`."""
+        return np.cumsum([0, *self.shape[:2]])
+
+    @cached_property
+    def columns(self) -> Ints:
+        """Shape (3, k - 1): the columns of each nudge in `joint_membership`."""
+        return np.ascontiguousarray((self.levels[1:] + self.starts).T)
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """`hold`, then `incentive/tone/timing`; shape (k,)."""
         return ("hold", *(f"{i}/{t}/{m}" for i in self.incentives for t in self.tones for m in self.timings))

@@ -149,18 +149,23 @@ class Optimizer:
 
     def _vectors(self, contexts: Floats, mask: Bools, priced: Floats, *, arms: Sequence[str]) -> Floats32:
         """Shape (n, k): each row's probabilities under its arm's policy, floored, as they are logged."""
+        served = dict.fromkeys(arms)
+        if len(served) == 1 and HOLDOUT not in served:
+            return self._arm_vectors(contexts, mask, priced, arm=arms[0])
         vectors = np.zeros(mask.shape, dtype=np.float32)
         vectors[:, HOLD] = 1.0
         names = np.array(arms)
-        for arm in dict.fromkeys(arms):
+        for arm in served:
             if arm == HOLDOUT:
                 continue
             rows = np.flatnonzero(names == arm)
-            chosen = self.chooser(arm).policy.probabilities(contexts[rows], mask[rows], priced[rows])
-            vectors[rows] = apply_floor(
-                chosen, self.program.space, allowed=mask[rows], exploration=self.program.exploration
-            )
+            vectors[rows] = self._arm_vectors(contexts[rows], mask[rows], priced[rows], arm=arm)
         return vectors
+
+    def _arm_vectors(self, contexts: Floats, mask: Bools, priced: Floats, *, arm: str) -> Floats32:
+        chosen = self.chooser(arm).policy.probabilities(contexts, mask, priced)
+        floored = apply_floor(chosen, self.program.space, allowed=mask, exploration=self.program.exploration)
+        return floored.astype(np.float32)
 
     def _ample(self, guarded: Guarded, shared: Shared) -> bool:
         """Whether the worst case of these rows leaves the mask of each as it is."""

@@ -95,11 +95,15 @@ def draw(probabilities: Floats32, u: float) -> int:
     >>> draw(np.array([0.25, 0.0, 0.75], dtype=np.float32), 0.25)
     2
     """
-    return int(draws(probabilities[None, :], np.array([u]))[0])
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
+    total = cumulative[-1]
+    return int(cumulative.searchsorted(min(u * total, np.nextafter(total, 0.0)), side="right"))
 
 
 def draws(probabilities: Floats32, us: Floats) -> Ints:
     """Draw for each row of (n, k), given (n,) numbers in [0, 1): the same actions as `draw`, row by row."""
+    if len(us) == 1:  # a third of the time
+        return np.array([draw(probabilities[0], float(us[0]))], dtype=np.intp)
     cumulative = np.cumsum(probabilities, axis=1, dtype=np.float64)
     totals = cumulative[:, -1]
     points = np.minimum(us * totals, np.nextafter(totals, 0.0))

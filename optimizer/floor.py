@@ -24,16 +24,31 @@ def spread(space: ActionSpace, allowed: Bools) -> Floats:
     >>> spread(space, np.array([[1, 1, 1, 1, 0]], dtype=bool)).round(3).tolist()
     [[0.0, 0.278, 0.361, 0.361, 0.0]]
     """
-    cells = allowed[:, 1:].astype(np.float64)
-    shares = np.zeros(cells.shape)
-    for factor, members in enumerate(space.membership):
-        counts = cells @ members  # (n, levels): exact, being whole numbers
-        levels = np.count_nonzero(counts, axis=1)[:, None]
-        shares += (1.0 / (3.0 * np.maximum(counts, 1.0) * np.maximum(levels, 1)))[:, space.levels[1:, factor]]
-    spreads = np.zeros(allowed.shape)
-    np.multiply(shares, cells, out=spreads[:, 1:])
-    spreads[:, HOLD] = ~allowed[:, 1:].any(axis=1)
+    spreads = np.empty(allowed.shape)
+    spreads[:, HOLD] = ~_spread_nudges(space, allowed, out=spreads[:, HOLD + 1 :])
     return spreads
+
+
+def _spread_nudges(space: ActionSpace, allowed: Bools, *, out: Floats) -> Bools:
+    """Write the spread over nudges (n, k - 1); return (n,) whether a row allows any.
+
+    Guardrails block levels, so nearly every mask is a product of levels: there all three factors come to the same, and
+    every allowed nudge has an equal share.
+    """
+    cells = allowed[:, HOLD + 1 :].astype(np.float64)
+    counts = cells @ space.joint_membership  # (n, levels of all factors): exact, being whole numbers
+    present = np.add.reduceat(counts > 0, space.starts, axis=1, dtype=np.float64)  # (n, 3)
+    totals = counts[:, : space.starts[1]].sum(axis=1)
+    np.multiply(cells, (1.0 / np.maximum(totals, 1.0))[:, None], out=out)
+    other = np.flatnonzero(present[:, 0] * present[:, 1] * present[:, 2] != totals)
+    if len(other):
+        shares = 1.0 / (3.0 * np.maximum(counts[other], 1.0) * np.repeat(present[other], space.shape, axis=1))
+        mixed = shares[:, space.columns[0]]
+        mixed += shares[:, space.columns[1]]
+        mixed += shares[:, space.columns[2]]
+        out[other] = mixed * cells[other]
+    some: Bools = totals > 0
+    return some
 
 
 def apply_floor(probabilities: Floats, space: ActionSpace, *, allowed: Bools, exploration: Exploration) -> Floats:
@@ -47,6 +62,9 @@ def apply_floor(probabilities: Floats, space: ActionSpace, *, allowed: Bools, ex
     [[0.95, 0.05]]
     """
     e, e_hold = exploration.floor, exploration.hold
-    floored = (1.0 - e - e_hold) * probabilities + e * spread(space, allowed)
-    floored[:, HOLD] += e_hold
+    floored = np.empty(allowed.shape)
+    some = _spread_nudges(space, allowed, out=floored[:, HOLD + 1 :])
+    floored[:, HOLD + 1 :] *= e
+    floored[:, HOLD] = np.where(some, e_hold, e_hold + e)
+    floored += (1.0 - e - e_hold) * probabilities
     return floored

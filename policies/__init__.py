@@ -5,6 +5,9 @@
 | `uniform`, `hold`, `fixed`, `rules` | no model | nothing |
 | `thompson` | votes of posterior draws of the factored model: the default | sums that add up over shards |
 | `squarecb`, `greedy` | the same model: inverse gaps in closed form; the best | the same sums |
+| `hierarchical` | `thompson`, with effects of its own for each segment | the same sums |
+| `recovering` | softmax of differences, less what was sent lately | sums that add up over shards |
+| `logistic` | inverse gaps on the factored model of yes or no | all rounds at once |
 | `boosted` | inverse gaps on boosted trees | all rounds at once |
 | `vowpal` | Vowpal Wabbit, compiled | round by round |
 | `mixture` | several policies, weighted | each of them |
@@ -21,7 +24,10 @@ from policies import saved
 from policies.boosted import Boosted
 from policies.fixed import FixedNudge, Hold, Rules, Uniform
 from policies.greedy import Greedy
+from policies.hierarchical import Hierarchical
+from policies.logistic import Logistic
 from policies.mixture import Mixture, Packable
+from policies.recovering import Recovering
 from policies.saved import Saved
 from policies.squarecb import SquareCB
 from policies.thompson import Thompson
@@ -42,7 +48,12 @@ class Kind(Packable, Protocol):
 
 
 KINDS: dict[str, type[Kind]] = {
-    kind.name: kind for kind in (Uniform, Hold, FixedNudge, Rules, Thompson, SquareCB, Greedy, Boosted, Vowpal, Mixture)
+    kind.name: kind
+    for kind in (
+        *(Uniform, Hold, FixedNudge, Rules),
+        *(Thompson, SquareCB, Greedy, Hierarchical, Recovering, Logistic),
+        *(Boosted, Vowpal, Mixture),
+    )
 }
 
 

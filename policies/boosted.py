@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -15,7 +14,7 @@ from policies.compiled import compile_loops
 from policies.factored import FOLDS
 from policies.inputs import check, check_rounds
 from policies.layout import Layout, layout
-from policies.saved import Array, Saved
+from policies.saved import Array, Kept, Saved
 from policies.squarecb import inverse_gap
 from policies.threads import one_thread
 
@@ -53,7 +52,7 @@ class Forest(NamedTuple):
         return cls(named, none, none, np.zeros(0), none, none, np.zeros(0), needs)
 
 
-class Boosted:
+class Boosted(Kept):
     """Chooses by inverse gaps on a boosted reward model, for effects that no straight line follows.
 
     Two boostings (Friedman 2001): of the reward on the context, cross-fitted over customers, and of what that leaves on
@@ -147,7 +146,6 @@ class Boosted:
         return model.fit(features, rewards)
 
     def packed(self) -> Saved:
-        """Return what `save` writes."""
         settings = {
             "trees": self.trees,
             "leaves": self.leaves,
@@ -161,7 +159,6 @@ class Boosted:
 
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
-        """Return what `load` reads."""
         policy = cls(
             space,
             trees=packed.setting("trees", int),
@@ -185,13 +182,6 @@ class Boosted:
         _check(forest)
         policy._become(forest, gamma=packed.setting("gamma", float))
         return policy
-
-    def save(self, folder: Path) -> None:
-        saved.write(folder, self.packed())
-
-    @classmethod
-    def load(cls, folder: Path, space: ActionSpace) -> Self:
-        return cls.unpacked(saved.read(folder, kind=cls.name), space)
 
 
 def compiled(model: Any, named: Layout) -> Forest:

@@ -1,7 +1,6 @@
 """Which policies learn nothing? The logger's `Uniform`, what marketers run (`Rules`), and the two constants."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -10,15 +9,14 @@ from optimizer.actions import HOLD, ActionSpace, Bools, Floats, Ints, Nudge
 from optimizer.floor import spread
 from optimizer.policy import Rounds
 from optimizer.program import Program, Rule
-from policies import saved
 from policies.inputs import check
-from policies.saved import Saved
+from policies.saved import Kept, Saved
 
 HOLD_SHARE = 1.0 / 3.0
 """How often `Uniform` holds: 1/301 of holds would estimate nothing."""
 
 
-class Uniform:
+class Uniform(Kept):
     """Holds a third of the time and spreads the rest evenly over the factors' levels: the first logger.
 
     >>> space = ActionSpace(("badge", "coupon"), ("warm",), ("now",))
@@ -42,23 +40,14 @@ class Uniform:
         """Learn nothing."""
 
     def packed(self) -> Saved:
-        """Return what `save` writes."""
         return Saved(self.name, self.space)
 
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:  # noqa: ARG003  (nothing was learned)
-        """Return what `load` reads."""
         return cls(space)
 
-    def save(self, folder: Path) -> None:
-        saved.write(folder, self.packed())
 
-    @classmethod
-    def load(cls, folder: Path, space: ActionSpace) -> Self:
-        return cls.unpacked(saved.read(folder, kind=cls.name), space)
-
-
-class Hold:
+class Hold(Kept):
     """Never nudges: the yardstick of every programme.
 
     >>> space = ActionSpace(("badge",), ("warm",), ("now",))
@@ -79,20 +68,11 @@ class Hold:
         """Learn nothing."""
 
     def packed(self) -> Saved:
-        """Return what `save` writes."""
         return Saved(self.name, self.space)
 
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:  # noqa: ARG003  (nothing was learned)
-        """Return what `load` reads."""
         return cls(space)
-
-    def save(self, folder: Path) -> None:
-        saved.write(folder, self.packed())
-
-    @classmethod
-    def load(cls, folder: Path, space: ActionSpace) -> Self:
-        return cls.unpacked(saved.read(folder, kind=cls.name), space)
 
 
 class Fits(NamedTuple):
@@ -105,7 +85,7 @@ class Fits(NamedTuple):
     nudge: Nudge
 
 
-class Rules:
+class Rules(Kept):
     """What marketers run today: the first rule that fits and whose nudge is allowed, else hold.
 
     Args:
@@ -151,21 +131,12 @@ class Rules:
         """Learn nothing."""
 
     def packed(self) -> Saved:
-        """Return what `save` writes."""
         return Saved(self.name, self.space, {"rules": [[list(map(list, r.groups)), list(r.nudge)] for r in self.rules]})
 
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
-        """Return what `load` reads."""
         rules = [Fits(tuple(map(tuple, groups)), Nudge(*nudge)) for groups, nudge in packed.setting("rules", list)]
         return cls(space, rules=rules)
-
-    def save(self, folder: Path) -> None:
-        saved.write(folder, self.packed())
-
-    @classmethod
-    def load(cls, folder: Path, space: ActionSpace) -> Self:
-        return cls.unpacked(saved.read(folder, kind=cls.name), space)
 
 
 def _fits(rule: Rule) -> Fits:
@@ -174,7 +145,7 @@ def _fits(rule: Rule) -> Fits:
     return Fits((*((stages,) if stages else ()), *segments), Nudge(rule.incentive, rule.tone, rule.timing))
 
 
-class FixedNudge:
+class FixedNudge(Kept):
     """Always the same nudge where it is allowed, else hold.
 
     A nudge that the space does not have is always hold: a program may retire it.
@@ -200,20 +171,11 @@ class FixedNudge:
         """Learn nothing."""
 
     def packed(self) -> Saved:
-        """Return what `save` writes."""
         return Saved(self.name, self.space, {"nudge": list(self.nudge)})
 
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
-        """Return what `load` reads."""
         return cls(space, nudge=Nudge(*packed.setting("nudge", list)))
-
-    def save(self, folder: Path) -> None:
-        saved.write(folder, self.packed())
-
-    @classmethod
-    def load(cls, folder: Path, space: ActionSpace) -> Self:
-        return cls.unpacked(saved.read(folder, kind=cls.name), space)
 
 
 def _has(space: ActionSpace, nudge: Nudge) -> bool:

@@ -1,21 +1,20 @@
 """The best expected action of the factored model, every time: exploration is left to the floor."""
 
-from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.policy import Rounds
-from policies import saved
 from policies.factored import Statistics, summarise
 from policies.inputs import check
 from policies.model import Model
 from policies.posterior import fit
-from policies.saved import Saved
+from policies.saved import Kept, Saved
+from policies.squarecb import Scale, weigh
 
 
-class Greedy:
+class Greedy(Kept):
     """Chooses what it expects most of, hold in case of a tie: the peer that every other policy has to beat.
 
     Args:
@@ -35,10 +34,8 @@ class Greedy:
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
-        scores = np.where(allowed, self.model.effects(contexts) - prices, -np.inf)
-        chosen = np.zeros(allowed.shape)
-        chosen[np.arange(len(chosen)), scores.argmax(axis=1)] = 1.0
-        return chosen
+        model = self.model
+        return weigh(model.layout, model.weights, contexts, allowed=allowed, prices=prices, scale=Scale(flat=np.inf))
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""
@@ -54,19 +51,10 @@ class Greedy:
         self.model = self.model.refitted(total, fit(total))
 
     def packed(self) -> Saved:
-        """Return what `save` writes."""
         return Saved(self.name, self.space, *self.model.packed())
 
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
-        """Return what `load` reads."""
         policy = cls(space)
         policy.model = Model.unpacked(packed, space)
         return policy
-
-    def save(self, folder: Path) -> None:
-        saved.write(folder, self.packed())
-
-    @classmethod
-    def load(cls, folder: Path, space: ActionSpace) -> Self:
-        return cls.unpacked(saved.read(folder, kind=cls.name), space)

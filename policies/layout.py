@@ -13,8 +13,11 @@ BIAS = "bias"
 PAIRS = ((0, 1), (0, 2), (1, 2))
 """Which factors pair up."""
 
-GROUPS = 11
-"""Nudge and three factors, each with its levels and its slopes; three pairs."""
+GROUPS = 15
+"""Nudge and three factors, each with its levels and its slopes; three pairs; the slopes by segment of each factor."""
+
+BY = " x "
+"""In the name of a column that is a product: a segment's indicator and what it multiplies. See `hierarchical`."""
 
 Parameter = tuple[str, str]
 """A level and the context's column that it multiplies, or a pair of levels."""
@@ -53,10 +56,11 @@ class Layout:
     def groups(self) -> Ints:
         """Shape (p,): which prior scale each parameter has: its factor's levels or slopes, or its pair of factors."""
         factor = np.repeat(np.arange(4), (1, *self.space.shape))
-        slope = np.array([column != BIAS for column in self.columns], dtype=np.intp)
+        kinds = [2 if BY in column else int(column != BIAS) for column in self.columns]
+        groups = np.array([[2 * f, 2 * f + 1, 11 + f] for f in range(4)], dtype=np.intp)
         i, t, m = self.space.shape
         pairs = np.repeat(np.arange(8, 11), (i * t, i * m, t * m))
-        return np.concatenate([(2 * factor[:, None] + slope).ravel(), pairs])
+        return np.concatenate([groups[factor][:, kinds].ravel(), pairs])
 
     @property
     def mains(self) -> int:

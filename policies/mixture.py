@@ -1,15 +1,13 @@
 """How do several policies share the traffic? `Mixture` decides by each with its weight, anew every decision."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.policy import Policy, Rounds
-from policies import saved
-from policies.saved import Saved, within
+from policies.saved import Kept, Saved, within
 
 
 class Packable(Policy, Protocol):
@@ -20,7 +18,7 @@ class Packable(Policy, Protocol):
         ...
 
 
-class Mixture:
+class Mixture(Kept):
     """Champion and challenger on the same customers: the weighted mean of their probabilities, logged as one vector.
 
     It re-randomises every decision. For arms that stick to a customer, declare an experiment in the program.
@@ -59,22 +57,13 @@ class Mixture:
             part.learn(rounds)
 
     def packed(self) -> Saved:
-        """Return what `save` writes."""
         settings, arrays = within({f"part-{i}": part.packed() for i, part in enumerate(self.parts)})
         return Saved(self.name, self.space, {"weights": list(self.weights), **settings}, arrays)
 
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
-        """Return what `load` reads."""
         from policies import unpacked  # the registry holds this class too
 
         weights = packed.setting("weights", list)
         parts = [unpacked(packed.part(f"part-{i}"), space) for i in range(len(weights))]
         return cls(space, parts=parts, weights=weights)
-
-    def save(self, folder: Path) -> None:
-        saved.write(folder, self.packed())
-
-    @classmethod
-    def load(cls, folder: Path, space: ActionSpace) -> Self:
-        return cls.unpacked(saved.read(folder, kind=cls.name), space)

@@ -12,7 +12,7 @@ from policies.factored import FOLDS, Statistics
 from policies.layout import BIAS, GROUPS, PAIRS, Layout, Parameter
 from policies.threads import one_thread
 
-EXPECTED = np.array([0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.1, 0.1, 0.1])
+EXPECTED = np.array([0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05])
 """Expected size of an effect by group of parameters, in standard deviations of the reward, before any data."""
 
 STRENGTH = 1.0

@@ -4,10 +4,11 @@ import hashlib
 import io
 import json
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,30 @@ class Saved:
         inside = self.setting(name, dict)
         arrays = {k.removeprefix(f"{name}/"): v for k, v in self.arrays.items() if k.startswith(f"{name}/")}
         return Saved(str(inside.get("kind")), self.space, _mapping(inside.get("settings"), name, self.kind), arrays)
+
+
+class Kept(ABC):
+    """What can be kept: a policy says what it is as plain data, and how it is made of it again."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def packed(self) -> Saved:
+        """Return what `save` writes."""
+
+    @classmethod
+    @abstractmethod
+    def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
+        """Return what `load` reads."""
+
+    def save(self, folder: Path) -> None:
+        """Write plain data into an existing, empty folder."""
+        write(folder, self.packed())
+
+    @classmethod
+    def load(cls, folder: Path, space: ActionSpace) -> Self:
+        """Read it back, aligned by name to the actions and features of `space`."""
+        return cls.unpacked(read(folder, kind=cls.name), space)
 
 
 def within(parts: Mapping[str, Saved]) -> tuple[dict[str, Any], dict[str, Array]]:

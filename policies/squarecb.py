@@ -2,24 +2,22 @@
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.policy import Rounds
-from policies import saved
 from policies.compiled import compile_loops, filled, plain
 from policies.factored import Statistics, summarise
 from policies.inputs import check
 from policies.layout import Layout
 from policies.model import Model
 from policies.posterior import Weights, fit
-from policies.saved import Saved
+from policies.saved import Kept, Saved
 
 
-class SquareCB:
+class SquareCB(Kept):
     """An action is chosen less often the further its expected gain is behind the best (Foster and Rakhlin 2020).
 
     Over the `K` allowed actions, with gain less price `s` and the best action `b`,
@@ -74,23 +72,14 @@ class SquareCB:
         self.model = self.model.refitted(total, fit(total))
 
     def packed(self) -> Saved:
-        """Return what `save` writes."""
         settings, arrays = self.model.packed()
         return Saved(self.name, self.space, {"scale": self.scale, **settings}, arrays)
 
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
-        """Return what `load` reads."""
         policy = cls(space, scale=packed.setting("scale", float))
         policy.model = Model.unpacked(packed, space)
         return policy
-
-    def save(self, folder: Path) -> None:
-        saved.write(folder, self.packed())
-
-    @classmethod
-    def load(cls, folder: Path, space: ActionSpace) -> Self:
-        return cls.unpacked(saved.read(folder, kind=cls.name), space)
 
 
 def inverse_gap(scores: Floats, allowed: Bools, *, gamma: float) -> Floats:
@@ -114,7 +103,10 @@ def inverse_gap(scores: Floats, allowed: Bools, *, gamma: float) -> Floats:
 
 
 class Scale(NamedTuple):
-    """What a unit of gap adds to 1 / p: `per_action` for each allowed action, as here, or `flat`, as in VW."""
+    """What a unit of gap adds to 1 / p: `per_action` for each allowed action, as here, or `flat`, as in VW.
+
+    Infinite: the best action has it all, the first of those that tie.
+    """
 
     per_action: float = 0.0
     flat: float = 0.0
@@ -160,10 +152,11 @@ def _weigh(  # noqa: C901, PLR0917  (numba takes arguments by position, and want
                         if scores[action] > scores[best]:
                             best = action
         slope, rest = scale.per_action * count + scale.flat, 0.0
-        for action in range(len(scores)):
-            if allowed[row, action] and action != best:
-                p[row, action] = 1.0 / (count + slope * (scores[best] - scores[action]))
-                rest += p[row, action]
+        if slope < np.inf:
+            for action in range(len(scores)):
+                if allowed[row, action] and action != best:
+                    p[row, action] = 1.0 / (count + slope * (scores[best] - scores[action]))
+                    rest += p[row, action]
         p[row, best] = 1.0 - rest
 
 

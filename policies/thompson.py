@@ -2,25 +2,23 @@
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 
 from optimizer.actions import HOLD, ActionSpace, Bools, Floats, Floats32
 from optimizer.policy import Rounds
-from policies import saved
 from policies.compiled import compile_loops, filled, plain
 from policies.factored import Statistics, summarise
 from policies.inputs import check
 from policies.model import Model
 from policies.posterior import Weights, committee, committee_for, fit, prior_draws, weights
-from policies.saved import Saved
+from policies.saved import Kept, Saved
 
 FEWEST_MEMBERS = 64
 
 
-class Thompson:
+class Thompson(Kept):
     """Each of `members` draws from the posterior votes for its best action; shares of the votes are probabilities.
 
     The draws are made when learning, by a generator keyed by the rounds, so serving holds no chance and the logged
@@ -86,7 +84,6 @@ class Thompson:
         self._become(self.model.refitted(total, posterior), drawn)
 
     def packed(self) -> Saved:
-        """Return what `save` writes."""
         settings, arrays = self.model.packed()
         return Saved(
             self.name,
@@ -97,7 +94,6 @@ class Thompson:
 
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
-        """Return what `load` reads."""
         members = packed.setting("members", int)
         model = Model.unpacked(packed, space)
         drawn = packed.array("drawn", (len(model.mean), members)).astype(np.float32)
@@ -105,13 +101,6 @@ class Thompson:
         policy = cls(space, members=members, boldness=boldness, half_life=model.statistics.half_life)
         policy._become(model, drawn)
         return policy
-
-    def save(self, folder: Path) -> None:
-        saved.write(folder, self.packed())
-
-    @classmethod
-    def load(cls, folder: Path, space: ActionSpace) -> Self:
-        return cls.unpacked(saved.read(folder, kind=cls.name), space)
 
 
 def votes(used: Weights, x: Floats, *, sizes: tuple[int, int, int], allowed: Bools, prices: Floats) -> Floats:

@@ -20,7 +20,7 @@ from policies.factored import Statistics
 from policies.inputs import check, check_rounds
 from policies.layout import Layout, layout
 from policies.posterior import Weights, effects, weights
-from policies.saved import Array, Saved
+from policies.saved import Array, Kept, Saved
 from policies.squarecb import Scale, weigh
 
 _FNV_PRIME = 16_777_619
@@ -128,7 +128,7 @@ def _taken(array: Floats, at: Ints) -> Floats:
     return np.where(at[:, None] >= 0, array[at], 0.0)
 
 
-class Vowpal:
+class Vowpal(Kept):
     """Vowpal Wabbit's contextual bandit over the factors of an action, compiled to arrays.
 
     It gives the probabilities of VW's own `predict` on the same model, to 1e-5. Not centred: on confounded logs prefer
@@ -201,7 +201,6 @@ class Vowpal:
         return Workspace(f"--quiet -i {folder / 'model'}")
 
     def packed(self) -> Saved:
-        """Return what `save` writes."""
         settings = {"arguments": self.arguments, "trained": saved.names(self._learned.layout.space), "n": self._n}
         arrays: dict[str, Array] = {
             "parameters": self._learned.parameters,
@@ -213,7 +212,6 @@ class Vowpal:
 
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
-        """Return what `load` reads."""
         policy = cls(space, arguments=packed.setting("arguments", str))
         named = Layout(saved.space_of(packed.setting("trained", dict)))
         members = policy._told.members
@@ -225,13 +223,6 @@ class Vowpal:
         )
         policy._become(learned, model=packed.array("model", (-1,)).tobytes(), n=packed.setting("n", int))
         return policy
-
-    def save(self, folder: Path) -> None:
-        saved.write(folder, self.packed())
-
-    @classmethod
-    def load(cls, folder: Path, space: ActionSpace) -> Self:
-        return cls.unpacked(saved.read(folder, kind=cls.name), space)
 
 
 # What VW is told

@@ -22,7 +22,10 @@ from policies import saved
 from policies.boosted import Boosted
 from policies.fixed import Fits, FixedNudge, Hold, Rules, Uniform
 from policies.greedy import Greedy
+from policies.hierarchical import Hierarchical
+from policies.logistic import Logistic
 from policies.mixture import Mixture
+from policies.recovering import Recovering
 from policies.squarecb import SquareCB
 from policies.thompson import Thompson
 from policies.vowpal import Vowpal
@@ -56,6 +59,9 @@ CASES: dict[str, Case] = {
     "thompson-forgetting": Case(lambda space: Thompson(space, half_life=1e5), merges=True),
     "squarecb": Case(SquareCB, merges=True),
     "greedy": Case(Greedy, merges=True),
+    "hierarchical": Case(Hierarchical, merges=True),
+    "recovering": Case(Recovering, merges=True),
+    "logistic": Case(lambda space: Logistic(space, lowest=-7.0, highest=9.0)),
     "boosted": Case(lambda space: Boosted(space, trees=30)),
     "vowpal": Case(Vowpal),
     "vowpal-epsilon": Case(lambda space: Vowpal(space, arguments="--epsilon 0.1")),
