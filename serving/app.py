@@ -224,7 +224,10 @@ async def change(customer_id: CustomerId, body: schemas.CustomerChange, key: Cha
 
 @plain.delete("/v1/customers/{customer_id}", status_code=204, response_class=Response)
 async def erase(customer_id: CustomerId, _: Administers, service: Live) -> Response:
-    """Forget a customer: here at once, in the archive for readers at once and for good when it is compacted."""
+    """Forget a customer: here at once and for readers of the archive; on disk within an hour of being archived.
+
+    `nudge archive --watch` sees to that hour; `nudge erase` does all of it at once.
+    """
     if not await service.kept(service.erase(customer_id)):
         raise ProblemError(404, "unknown-customer", "there is nothing to forget about this customer")
     return Response(status_code=204)

@@ -2,19 +2,24 @@
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 
 from optimizer import journey
 from optimizer.customer import Customer, local_day, utc_offset
 from optimizer.events import Decision
-from optimizer.program import DAY, Event, Incentive, Message, Program
+from optimizer.program import DAY, PROMPT, Event, Incentive, Message, Program
 
 _LATELY = 7 * DAY
 """For so long a step is recent enough to speak of it."""
 
-_PARTS = ((5, "early mornings suit"), (9, "mornings suit"), (12, "the middle of the day suits"), (14, "afternoons suit"),
-          (17, "evenings suit"), (22, "late evenings suit"), (24, "early mornings suit"))  # fmt: skip
-"""Until which hour, and what suits then: the first row is the night."""
+_PARTS = (
+    (5, "late evenings suit"),
+    (11, "mornings suit"),
+    (14, "the middle of the day suits"),
+    (17, "afternoons suit"),
+    (22, "evenings suit"),
+    (24, "late evenings suit"),
+)
+"""Until which hour of the day, and what suits whoever takes steps then."""
 
 _PEACE = "You heard from us lately, so we leave you in peace for now."
 _NOTHING = "There is nothing that would really fit you right now."
@@ -56,9 +61,13 @@ def nudge(program: Program, customer: Customer, made: Decision) -> str | None:
 
 def _clauses(program: Program, customer: Customer, incentive: Incentive, *, made: Decision) -> Iterator[str]:
     zone = customer.time_zone or program.guardrails.time_zone
-    yield _step(program, customer, incentive, at=made.at, zone=zone)
-    reached = customer.trigger is not None and customer.trigger.reason == "milestone"
-    if reached and (earned := journey.earned(program, customer)):
+    yield (step := _step(program, customer, incentive, at=made.at, zone=zone))
+    if step.startswith("it has been"):
+        yield "you are welcome at any time"
+        return
+    trigger = customer.trigger
+    fresh = trigger is not None and trigger.reason == "milestone" and made.at - trigger.at <= PROMPT
+    if fresh and (earned := journey.earned(program, customer)):
         yield f"you have reached {_inside(earned[-1].title)}"
     elif (steps := journey.progress(program, customer)) is not None and steps.done:
         yield f"you are at {steps.done} of {steps.of} for {_inside(steps.milestone)}"
@@ -74,7 +83,7 @@ def _step(program: Program, customer: Customer, incentive: Incentive, *, at: flo
         return "your first step with us is still ahead of you"
     away = at - customer.last_step_at
     if away > _LATELY or (incentive.comeback_after is not None and away >= DAY):
-        return f"it has been {round(away / DAY)} days since your last step, and you are welcome at any time"
+        return f"it has been {round(away / DAY)} days since your last step"
     days = local_day(at, utc_offset(zone, at)) - local_day(
         customer.last_step_at, utc_offset(zone, customer.last_step_at)
     )
@@ -119,7 +128,6 @@ def _inside(words: str) -> str:
     return words if words[1:2].isupper() else f"{words[:1].lower()}{words[1:]}"
 
 
-@lru_cache(maxsize=1024)
 def without_progress(message: Message, incentive: Incentive) -> Message:
     """Return a message for somebody without progress to speak of: sentences that would need some are left out.
 

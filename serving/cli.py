@@ -75,6 +75,16 @@ def archive(watch: bool, as_json: bool) -> None:
     output.show(loop.archive(watch=watch), as_json=as_json)
 
 
+@main.command()
+@click.argument("customers", nargs=-1, required=True, metavar="CUSTOMER_ID...")
+@as_json
+def erase(customers: tuple[str, ...], as_json: bool) -> None:
+    """Forget customers everywhere: in the store and its file, and in the archive, which is rewritten."""
+    from serving import loop, output
+
+    output.show(loop.erase(customers), as_json=as_json)
+
+
 @main.group()
 def keys() -> None:
     """Make, list, rotate and revoke API keys."""
@@ -237,6 +247,97 @@ def ui(port: int, demo: bool) -> None:
     processes.ui(port=port, root=Path("mlruns") / "demo" if demo else Path("mlruns"))
 
 
+# ------------------------------------------------------------------------------------------------- webhooks and the CRM
+
+
+@main.group("webhooks")
+def webhooks_group() -> None:
+    """Look after webhooks: what waits, what is dead, and sending it again."""
+
+
+_target = click.option("--target", default="", metavar="NAME", help="Only this target.")
+
+
+@webhooks_group.command("list")
+@_target
+@as_json
+def webhooks_list(target: str, as_json: bool) -> None:
+    """List messages that have not arrived: dead ones, and those that wait to be sent again."""
+    from serving import letters, output
+
+    output.show(letters.listed(target), as_json=as_json)
+
+
+@webhooks_group.command("replay")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@_target
+@as_json
+def webhooks_replay(ids: tuple[str, ...], target: str, as_json: bool) -> None:
+    """Send dead messages again: those named, or all."""
+    from serving import letters, output
+
+    output.show(letters.replayed(ids, target), as_json=as_json)
+
+
+@webhooks_group.command("drop")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--all", "everything", is_flag=True, help="All that are dead.")
+@_target
+@as_json
+def webhooks_drop(ids: tuple[str, ...], everything: bool, target: str, as_json: bool) -> None:
+    """Forget dead messages: those named, or --all."""
+    from serving import letters, output
+
+    if bool(ids) == everything:
+        raise ValueError("name the messages to forget, as `nudge webhooks list` shows them, or say --all")
+    output.show(letters.dropped(ids, target), as_json=as_json)
+
+
+@webhooks_group.command("secret")
+def webhooks_secret() -> None:
+    """Make a secret that signs webhooks, and print it once: for settings here, and for the receiver."""
+    import base64
+    import secrets
+
+    click.echo(f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}")
+
+
+@main.group("crm")
+def crm_group() -> None:
+    """Bring customers to a CRM and back."""
+
+
+@crm_group.command("export")
+@program_argument
+@click.option("--to", "target", required=True, type=click.Path(dir_okay=False, path_type=Path),
+              help="A file that ends with .csv or .parquet.")  # fmt: skip
+@as_json
+def crm_export(program: str, target: Path, as_json: bool) -> None:
+    """Write every customer of a program: consent, attributes, stage, progress, rewards, last nudge and next one."""
+    from serving import letters, output
+
+    with output.progress() as told:
+        exported = letters.exported(found(program), target, progress=told)
+    output.show(exported, as_json=as_json)
+
+
+@crm_group.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="What a column means; repeatable.")
+@click.option("--resubscribe", is_flag=True, help="Let a yes in the file undo a no that a customer said.")
+@click.option("--rejects", type=click.Path(dir_okay=False, path_type=Path), help="Where rows with faults are written.")
+@as_json
+def crm_import(file: Path, columns: tuple[str, ...], resubscribe: bool, rejects: Path | None, as_json: bool) -> None:
+    """Take attributes, consent, time zones and unsubscribes from a CSV or Parquet FILE; exit code 2 for bad rows."""
+    from serving import letters, output
+
+    with output.progress() as told:
+        imported = letters.imported(file, columns, resubscribe=resubscribe, rejects=rejects, progress=told)
+    output.show(imported, as_json=as_json)
+    if imported.rejected:
+        sys.exit(2)
+
+
 # ------------------------------------------------------------------------------------------------------- the program
 
 
@@ -319,21 +420,46 @@ def program_show(program: str, target: Path | None, log: bool, as_json: bool) ->
 
 @main.command()
 @click.argument("worlds", nargs=-1, metavar="[WORLD]...")
-@click.option("--program", default="fitness-coaching", show_default=True, metavar="PROGRAM")
-@click.option("--policy", "policies", multiple=True, help="A kind of policy; may be repeated.")
-@click.option("--customers", default=2_000, show_default=True, type=click.IntRange(10, 10_000_000))
-@click.option("--days", default=28, show_default=True, type=click.IntRange(1, 3650))
-@click.option("--seed", default=1, show_default=True)
+@click.option("--program", default="fitness-coaching", show_default=True, metavar="PROGRAM", help="What is simulated.")
+@click.option("--policy", "policies", multiple=True, metavar="NAME", help="A policy, or a saved one's folder; repeatable.")
+@click.option("--customers", default=1_000, show_default=True, type=click.IntRange(1, 10_000_000), help="How many.")
+@click.option("--days", default=28, show_default=True, type=click.IntRange(1, 1_000), help="After two weeks at random.")
+@click.option("--replications", default=3, show_default=True, type=click.IntRange(1, 1_000), help="For intervals.")
+@click.option("--seed", default=1, show_default=True, help="Of the first replication; the same gives the same.")
+@click.option("--trials", is_flag=True, help="Also run published trials in each world, and say how near it comes.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the page with charts here.")
+@click.option("--mlflow", is_flag=True, help="Log figures, page and data to MLflow.")
+@click.option("--fit", "archive", type=click.Path(file_okay=False, path_type=Path), metavar="ARCHIVE",
+              help="Estimate a world from this archive of PROGRAM, and say how well it reproduces it.")  # fmt: skip
+@click.option("--premortem", metavar="PROGRAM", help="Put a program into every kind of trouble: what breaks first?")
 @as_json
 def simulate(worlds: tuple[str, ...], **asked: Any) -> None:
-    """Run policies against simulated customers whose true responses are known."""
-    from serving import output
-    from simulations import comparison
+    """Run policies against simulated customers whose true responses are known.
 
+    Every policy meets the same customers and the same chance, after the same two weeks at random; each replication has
+    other customers. Reward, conversion, retention, momentum, messages, opt-outs, cost, regret and fairness are
+    reported with intervals over replications.
+
+    \b
+    WORLD   demo (the default), calibrated, null, harmful, additive, pairwise, threeway, fatigue, drift, shelf,
+            delayed, tight-budget, few-customers, heterogeneous
+    NAME    hold, fixed (the best single nudge for all), rules, uniform, thompson, squarecb, greedy, boosted, vowpal,
+            clicks (greedy for clicks), patient (stage values and a price on burden), best (the simulator's own)
+
+    \b
+    nudge simulate calibrated pairwise --policy hold --policy fixed --policy thompson --days 90 --output page.html
+    nudge simulate --premortem fitness-coaching --customers 500
+    nudge simulate --fit var/archive --program fitness-coaching
+    """
+    from serving import loop, output
+
+    as_json = asked.pop("as_json")
+    command = " ".join(["nudge", *sys.argv[1:]])
     with output.progress() as told:
-        program, as_json = found(asked.pop("program")), asked.pop("as_json")
-        compared = comparison.run(program, worlds, progress=told, **asked)
-    output.show(compared, as_json=as_json)
+        told_of = loop.simulate(worlds, find=found, command=command, progress=told, **asked)
+    output.show(told_of.data if as_json else told_of.table, as_json=as_json)
+    if told_of.wrote and not as_json:
+        click.echo(told_of.wrote)
 
 
 @main.command()

@@ -8,10 +8,14 @@ batch at a time, and later asks of the same customer wait for the next. Nobody w
 import asyncio
 import logging
 import time
+from collections import Counter as Tally
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import NamedTuple, Protocol
+
+from prometheus_client import Counter
 
 from optimizer.engine import CHAMPION, Ask, Chooser, Optimizer
 from optimizer.events import Decision, Salt, Scalar
@@ -149,6 +153,8 @@ class Decider:
         self._tracer = tracer or tracing.Silent()
         self.latest = 0.0
         self._store, self._metrics = store, metrics
+        self._stage = cache(partial(metrics.stage_seconds.labels, program.name))
+        self._counter = cache(lambda counter, *labels: counter.labels(program.name, *labels))
         self._size, self._queue, self._seconds = size, queue, seconds
         self._lanes: deque[_Lane] = deque()
         self._freed: deque[_Entry] = deque()
@@ -385,18 +391,19 @@ class Decider:
     # What was it?
 
     def _observe(self, stage: str, seconds: float) -> None:
-        self._metrics.stage_seconds.labels(self.program.name, stage).observe(seconds)
+        self._stage(stage).observe(seconds)
 
     def _count(self, kept: "Sequence[_Scored]") -> None:
-        name, metrics = {"program": self.program.name}, self._metrics
+        metrics, tally = self._metrics, Tally[tuple[Counter, *tuple[str, ...]]]()
         decisions = [row.commitment.decision for row in kept]
         self.latest = max([self.latest, *(d.at for d in decisions)])
-        for arm in {d.arm for d in decisions}:
-            kinds = ("nudge" if d.action else "hold" for d in decisions if d.arm == arm)
-            metrics.count(metrics.decisions, {**name, "arm": arm}, kinds, by="kind")
-        reasons = (row.rendered.hold_reason for row in kept)
-        metrics.count(metrics.holds, name, (r for r in reasons if r is not None), by="reason")
-        metrics.count(metrics.blocks, name, _rules(decisions), by="rule")
+        for row, made in zip(kept, decisions, strict=True):
+            tally[metrics.decisions, made.arm, "nudge" if made.action else "hold"] += 1
+            if row.rendered.hold_reason is not None:
+                tally[metrics.holds, row.rendered.hold_reason] += 1
+            tally.update([(metrics.blocks, rule) for rule in made.blocked.values()])
+        for labels, times in tally.items():
+            self._counter(*labels).inc(times)
         metrics.sample(self.program.name, ((d.arm, d.probabilities) for d in decisions))
 
 
@@ -410,11 +417,6 @@ class _Scored(NamedTuple):
 
 def _wanted(wish: Wish) -> Wanted:
     return Wanted(wish.customer_id, wish.decision_id, wish.at)
-
-
-def _rules(decisions: Sequence[Decision]) -> Iterable[str]:
-    for decision in decisions:
-        yield from decision.blocked.values()
 
 
 def new_id(shard: int, *, at: float, entropy: bytes) -> str:

@@ -23,8 +23,7 @@ from optimizer.policy import Policy, Rounds
 from optimizer.program import Program
 from policies import load as load_policy
 from policies.fixed import Uniform
-from serving import archive as archiver
-from serving import programs, publishing, settings, vitals
+from serving import erasing, programs, publishing, settings, vitals, webhooks
 from serving.processes import store_url
 from serving.publishing import Slot
 from serving.store import Published, Store
@@ -139,6 +138,14 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     mend: str
 
 
+class Simulated(msgspec.Struct, frozen=True, kw_only=True):
+    """What a simulation came to: all of it, its table for a terminal, and where its page went."""
+
+    data: object
+    table: object
+    wrote: str
+
+
 class Promoted(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the champion's alias, and why."""
 
@@ -167,11 +174,25 @@ def archive(*, watch: bool = False) -> Archived:
 
 async def _archive(url: str, folder: Path, *, watch: bool) -> Archived:
     async with await Store.open(url) as store:
-        done = await archiver.archive(store, folder)
+        done = await erasing.archive(store, folder)
         while watch:
             await asyncio.sleep(POLL_SECONDS)
-            done = done + await archiver.archive(store, folder)
+            done = done + await erasing.archive(store, folder, every=erasing.SOON)
     return Archived(decisions=done.decisions, outcomes=done.outcomes, files=done.files, archive=str(folder))
+
+
+def erase(customers: Sequence[str]) -> erasing.Forgotten:
+    """Forget customers everywhere: in the store, its file, messages that have not arrived, and the archive."""
+    given = settings.load()
+    with store_url(given) as url:
+        return asyncio.run(_erase(url, given, customers))
+
+
+async def _erase(url: str, given: settings.Settings, customers: Sequence[str]) -> erasing.Forgotten:
+    async with await Store.open(url) as store:
+        for name in customers if given.targets else ():
+            await webhooks.forget(store, [t.name for t in given.targets], name)
+        return await erasing.erase(store, given.archive, customers, at=time.time())
 
 
 def train(program: Program, *, kinds: Sequence[str] = (), progress: Progress | None = None) -> Trainings:
@@ -546,3 +567,55 @@ async def _publish_all(url: str, served: Sequence[Program]) -> list[str]:
                 await store.publish_policy(program.name, arm, Published(found.version, payload))
                 done.append(f"{program.name}: {arm} is {found.name} (version {found.version})")
     return done
+
+
+def simulate(
+    worlds: Sequence[str],
+    *,
+    find: Callable[[str], Program],
+    command: str,
+    program: str,
+    policies: Sequence[str],
+    customers: int,
+    days: int,
+    replications: int,
+    seed: int,
+    trials: bool,
+    output: Path | None,
+    mlflow: bool,
+    archive: Path | None,
+    premortem: str | None,
+    progress: Progress | None = None,
+) -> Simulated:
+    """Compare policies in worlds, or fit a world to an archive, or put a program into trouble; see `nudge simulate`."""
+    from simulations import comparison, fitting, page  # noqa: PLC0415  (heavy, and only for this command)
+    from simulations import premortem as trouble  # noqa: PLC0415  (as above)
+
+    if archive is not None and (premortem or worlds or policies):
+        raise ValueError("--fit estimates a world from a log: leave out worlds, --policy and --premortem")
+    if premortem is not None and (worlds or len(policies) > 1):
+        raise ValueError("--premortem has worlds of its own: leave out worlds, and name at most one --policy")
+    sizes = {"customers": customers, "days": days, "replications": replications, "seed": seed}
+    if archive is not None:
+        fitted = fitting.fit(archive, find(program), seed=seed, progress=progress)
+        data, table, text = msgspec.to_builtins(fitted), fitting.table(fitted), page.fit_html(fitted, command=command)
+        figures, about = fitting.figures(fitted), find(program)
+    elif premortem is not None:
+        about = find(premortem)
+        found = trouble.run(about, policy=next(iter(policies), "thompson"), **sizes, progress=progress)
+        data, table, text = msgspec.to_builtins(found), trouble.table(found), page.premortem_html(found, command=command)
+        figures = trouble.figures(found)
+    else:
+        about = find(program)
+        compared = comparison.run(about, worlds, policies=policies, trials=trials, **sizes, progress=progress)
+        data, table, text = msgspec.to_builtins(compared), comparison.table(compared), page.html(compared, command=command)
+        figures = comparison.figures(compared)
+    wrote = []
+    if output is not None:
+        output.write_text(text, encoding="utf-8")
+        wrote.append(f"wrote {output}")
+    if mlflow:
+        files: dict[str, str | bytes] = {"simulation.html": text, "simulation.json": msgspec.json.encode(data)}
+        run = Registry.open().log_simulation(about.name, figures=figures, files=files, params={"command": command, **sizes})
+        wrote.append(f"logged to MLflow as run {run}")
+    return Simulated(data=data, table=table, wrote="\n".join(wrote))

@@ -1,8 +1,7 @@
 """What went wrong, in a form that programs can read? ProblemError documents (RFC 9457)."""
 
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from fastapi import Request, Response
@@ -12,6 +11,116 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 MEDIA_TYPE = "application/problem+json"
+
+BASE = "urn:nudge:problem:"
+"""What the URI of every problem type starts with."""
+
+
+class Kind(NamedTuple):
+    """A type of problem: its usual status, what it is, what to do about it, and a detail as it may be said."""
+
+    status: int
+    title: str
+    mend: str
+    example: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "invalid-request": Kind(
+        422,
+        "A field is wrong",
+        "Mend what `errors` names; sending it again as it is will not help.",
+        "context.plna: is not a declared attribute; use one of plan, tenure",
+    ),
+    "refused-outcome": Kind(
+        422,
+        "The outcome was not kept",
+        "Look at `errors`: its code is invalid, unknown_program, unknown_customer or unknown_event.",
+        "program fitness-coaching has no event 'leap'; use one of workout_done, trial_started",
+    ),
+    "unauthorized": Kind(
+        401,
+        "No API key that is known",
+        "Send the header `Authorization: Bearer nudge_...` with a key from `nudge keys create`.",
+        "no API key: send the header `Authorization: Bearer nudge_...`",
+    ),
+    "forbidden": Kind(
+        403,
+        "The key may not do this",
+        "Use a key with the scope, or for the program, that is asked for.",
+        "key 'app' has the scopes decide; this needs 'admin': make another with `nudge keys create NAME --scope admin`",
+    ),
+    "unknown-program": Kind(
+        404,
+        "The program is not served",
+        "Use a name that `detail` lists, or publish the program.",
+        "program 'fitnes-coaching' is not served here; use one of fitness-coaching, small-wins",
+    ),
+    "unknown-customer": Kind(
+        404,
+        "The customer is not known",
+        "Check the id; a customer is known from the first decision or the first change on.",
+        "nobody has asked or put anything about this customer",
+    ),
+    "unknown-decision": Kind(
+        404,
+        "The decision is not known",
+        "Check id, customer and program; answers are kept for seven days, and then are in the archive.",
+        "no decision of that id, customer and program in the last seven days",
+    ),
+    "not-found": Kind(404, "There is no such path", "See /docs for what there is.", "there is no such path; see /docs"),
+    "method-not-allowed": Kind(
+        405, "The path has no such method", "See /docs for what there is.", "this path has no such method; see /docs"
+    ),
+    "too-large": Kind(
+        413,
+        "The body is too large",
+        "Send it in several requests.",
+        "the body is larger than 1048576 bytes; send it in several requests",
+    ),
+    "unsupported-media-type": Kind(
+        415,
+        "The body is not said to be JSON",
+        "Send the header `Content-Type: application/json`.",
+        "the content type is 'text/plain'; send JSON with the header `Content-Type: application/json`",
+    ),
+    "too-many-requests": Kind(
+        429,
+        "Too many requests",
+        "Wait for the seconds of `Retry-After`, then send it again with the same ids.",
+        "key 'app' sends more than 20000 rows a second",
+    ),
+    "request-refused": Kind(400, "The request was refused", "Look at `detail`.", "Bad Request"),
+    "internal-error": Kind(
+        500,
+        "Something is wrong with the service",
+        "Report `instance`: the service's log has it.",
+        "something is wrong with the service; its log has this instance",
+    ),
+    "store-unavailable": Kind(
+        503,
+        "The store failed",
+        "Wait for the seconds of `Retry-After`, then send it again with the same ids: it counts once.",
+        "the store cannot be reached; nothing was kept, so send it again",
+    ),
+}
+"""Every type of problem that is answered, by the end of its URI."""
+
+
+def example(kind: str) -> dict[str, Any]:
+    """Return a problem document of a type, as it may be answered."""
+    known = KINDS[kind]
+    more: dict[str, Any] = {}
+    if kind == "invalid-request":
+        field, _, detail = known.example.partition(": ")
+        more = {"errors": [{"field": field, "detail": detail}]}
+    elif kind == "refused-outcome":
+        more = {"errors": [{"index": 0, "code": "unknown_event", "detail": known.example}]}
+    return {
+        **ProblemError(known.status, kind, known.example, **more).document(),
+        "instance": "urn:nudge:request:9f86d081884c7d65",
+    }
+
 
 _encode = msgspec.json.Encoder().encode
 
@@ -52,8 +161,8 @@ class ProblemError(Exception):
     def document(self) -> dict[str, Any]:
         """Return the members of the problem document."""
         return {
-            "type": f"urn:nudge:problem:{self.kind}",
-            "title": HTTPStatus(self.status).phrase,
+            "type": f"{BASE}{self.kind}",
+            "title": KINDS[self.kind].title,
             "status": self.status,
             "detail": self.detail,
             **self.extra,

@@ -70,6 +70,16 @@ def decision_key(shard: int, program: str, customer_id: str, decision_id: str) -
     return f"{{{shard}}}:decision:{program}:{len(customer_id)}:{customer_id}:{decision_id}"
 
 
+def customer_of_decision(key: str) -> str:
+    """Return whose answer is under a key.
+
+    >>> customer_of_decision(decision_key(0, "p", "a:1", "b:2"))
+    'a:1'
+    """
+    length, _, rest = key.split(":", 3)[3].partition(":")
+    return rest[: int(length)]
+
+
 def history_key(shard: int, program: str, customer_id: str) -> str:
     """Return the key of the ids of a customer's recent decisions."""
     return f"{{{shard}}}:history:{program}:{customer_id}"

@@ -123,15 +123,17 @@ def _chances(program: Program, vectors: Floats32) -> list[_Likely]:
     """Return the most likely actions of each row (n, k), most likely first."""
     shown, names = min(SHOWN, vectors.shape[1]), program.space.names
     top = np.argpartition(vectors, vectors.shape[1] - shown, axis=1)[:, -shown:]
-    chances = np.take_along_axis(vectors, top, axis=1)
-    order = np.lexsort((top, -chances), axis=1)
-    top, chances = np.take_along_axis(top, order, axis=1), np.take_along_axis(chances, order, axis=1)
+    chances = vectors[np.arange(len(vectors))[:, None], top].tolist()
     possible = np.count_nonzero(vectors, axis=1).tolist()
-    rounded = chances.astype(np.float64).round(6).tolist()
-    return [
-        _Likely(dict(zip([names[a] for a in actions[:n]], row, strict=False)), others=max(n - shown, 0))
-        for actions, row, n in zip(top.tolist(), rounded, possible, strict=True)
-    ]
+    likely = []
+    for actions, row, n in zip(top.tolist(), chances, possible, strict=True):
+        ordered = sorted(zip(row, actions, strict=True), key=_most_likely_first)[:n]
+        likely.append(_Likely({names[a]: round(p, 6) for p, a in ordered}, others=n - len(ordered)))
+    return likely
+
+
+def _most_likely_first(chance: tuple[float, int]) -> tuple[float, int]:
+    return -chance[0], chance[1]
 
 
 def _decision(program: Program, customer: Customer, made: Decision, *, propensity: float, likely: _Likely) -> Rendered:

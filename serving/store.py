@@ -489,14 +489,21 @@ class Store:
         consent: bool | None = None,
         time_zone: str | None = None,
         attributes: Mapping[str, Scalar] | None = None,
+        merge: bool = False,
     ) -> Profile:
-        """Replace what is given of a customer's profile, leave what is None; create the customer if need be."""
+        """Replace what is given of a customer's profile, leave what is None; create the customer if need be.
+
+        With `merge`, attributes that are not among the given ones stay.
+        """
         given = {"consent": consent, "time_zone": time_zone, "attributes": attributes and dict(attributes)}
         changes = {name: value for name, value in given.items() if value is not None}
         for _ in range(ATTEMPTS):
             key = records.customer_key(self.shard(customer_id), customer_id)
             rev, profile = await self.command("HMGET", key, "rev", "profile")
-            changed = replace(records.decode_profile(profile), **changes)
+            before = records.decode_profile(profile)
+            changed = replace(before, **changes)
+            if merge:
+                changed = replace(changed, attributes={**before.attributes, **changed.attributes})
 
             def add(call: Call, _: int, rev: int = int(rev or 0), changed: Profile = changed) -> None:
                 add_profile(call, customer_id, changed, rev=rev)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from optimizer import erasure
 from optimizer.program import DAY, Program
-from serving.records import Erased, erasure_digest
+from serving.records import Erased
 from serving.store import Overrun, Profile, Published, Store, StoreError, Wanted, Word
 from tests.contracts.steps import (
     BUDGETED,
@@ -267,7 +268,7 @@ async def test_an_erased_customer_is_as_if_never_seen_and_a_tombstone_is_logged(
     assert await store.answer("small", "bob", "d1") is not None
     (tombstone,) = [e for e in await log(store) if isinstance(e, Erased)]
     assert tombstone.at == NOON + 5
-    assert tombstone.digest == erasure_digest(store.erasure_key, "ada")
+    assert tombstone.digest == erasure.digest(store.erasure_key, "ada")
     words = [key for key in await store.command("KEYS", "*") if b"ada" in key]
     assert words == []
 

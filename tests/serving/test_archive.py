@@ -260,10 +260,6 @@ async def test_a_customer_erased_is_left_out_at_once_and_may_come_back(store: St
     assert key.stat().st_mode & 0o077 == 0
 
 
-def test_store_and_archive_agree_on_who_is_erased() -> None:
-    assert records.erasure_digest(b"key", "zoë") == erasure.digest(b"key", "zoë")
-
-
 async def test_a_correction_replaces_what_it_corrects_when_read(store: Store, tmp_path: Path) -> None:
     await store.put("ada")
     for revision, value in enumerate((5.0, 7.0, 6.0)):
