@@ -306,15 +306,16 @@ def drift(terms: Floats, rounds: Rounds, *, target: str = "") -> Check:
         if len(np.unique(rounds.customers[rows])) >= _WEEKLY:
             found[int(week) + 1] = clustered(terms[rows], rounds.customers[rows])
     values, errors = (np.array([getattr(e, f) for e in found.values()]) for f in ("value", "error"))
+    title = "Its value is the same every week" if target else "Weeks are alike"
     if len(found) < 2 or not (errors > 0).all():
         finding = "there are not two weeks with customers enough to compare"
-        return Check(name="drift", title="Weeks are alike", status="pass", value=np.nan, finding=finding, target=target)
+        return Check(name="drift", title=title, status="pass", value=np.nan, finding=finding, target=target)
     pooled = float((values / errors**2).sum() / (1.0 / errors**2).sum())
     chance = float(chi2.sf((((values - pooled) / errors) ** 2).sum(), len(values) - 1))
     worst = list(found)[int(np.argmax(np.abs(values - pooled) / errors))]
     return Check(
         name="drift",
-        title="Weeks are alike",
+        title=title,
         status="warn" if chance < 1e-3 else "pass",
         value=chance,
         finding=f"over {len(found)} weeks the value is furthest off in week {worst}: {found[worst].value:.4g} where "

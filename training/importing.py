@@ -61,6 +61,10 @@ EVENT = "reward"
 """The one event of an imported program: what the log calls its reward."""
 
 STAGE = "all"
+
+GAP = 120.0
+"""Least seconds between the rows of a customer; what a row was worth comes a second after it, and counts a minute."""
+
 CHUNK = 8_192
 
 Progress = Callable[[str, int, int], None]
@@ -210,9 +214,9 @@ def _program_text(meaning: Meaning, table: pa.Table, *, mapping: Path) -> str:
         f"title = {_quoted(meaning.title or meaning.name)}",
         f"currency = {_quoted(meaning.currency)}",
         f"goal = {_quoted(EVENT)}",
-        'evaluation_horizon = "1d"',
+        'evaluation_horizon = "1m"',
         f"[[stages]]\nname = {_quoted(STAGE)}\ntitle = {_quoted('Everybody')}",
-        f'[[events]]\nname = {_quoted(EVENT)}\nkind = "macro"\nvalue = 1.0\nscaled = true\nwindow = "1d"',
+        f'[[events]]\nname = {_quoted(EVENT)}\nkind = "macro"\nvalue = 1.0\nscaled = true\nwindow = "1m"',
         '[guardrails]\nconsent = "opt-out"\nquiet_from = "00:00"\nquiet_until = "00:00"\ncooldown = "0m"',
         "cap_per_day = 24\ncap_per_week = 32",
     ]
@@ -274,8 +278,8 @@ def _records(
     place = _Place(log_file.name, first=1 if log_file.suffix == ".parquet" else 2)
     rewards = _rewards(meaning, table, place=place)
     actions = _actions(meaning, program, table)
-    at = _times(meaning, table, place=place)
     who = _customers(meaning, table, place=place)
+    at = _apart(_times(meaning, table, place=place), who)
     names = _ids(meaning, table, place=place)
     contexts = _contexts(meaning, program, table, at=at)
     vectors = _vectors(meaning, program, table, actions=actions, contexts=contexts, who=who, place=place)
@@ -414,6 +418,15 @@ def _times(meaning: Meaning, table: pa.Table, *, place: _Place) -> list[float]:
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return [float(t) / 1e6 for t in column.cast(pa.timestamp("us")).cast(pa.int64()).to_pylist()]
     return [float(t) for t in place.numbers(table, meaning.at)]
+
+
+def _apart(at: Sequence[float], who: Sequence[str]) -> list[float]:
+    """Return the times, moved on where a customer's rows are less than `GAP` apart: a reward is of its own row only."""
+    apart, last = list(at), dict[str, float]()
+    for i in sorted(range(len(apart)), key=lambda i: apart[i]):
+        apart[i] = max(apart[i], last.get(who[i], -math.inf) + GAP)
+        last[who[i]] = apart[i]
+    return apart
 
 
 def _customers(meaning: Meaning, table: pa.Table, *, place: _Place) -> list[str]:

@@ -8,6 +8,7 @@ its store.
 import hashlib
 import logging
 import math
+import math
 import os
 import re
 import tempfile
@@ -171,6 +172,22 @@ class Registry:
             for start in range(0, len(metrics), 1_000):  # MLflow takes no more at a time
                 self._client().log_batch(run, metrics=metrics[start : start + 1_000])
             self._client().set_tag(run, "mlflow.note.content", note)
+            self._log_files(run, files)
+        return str(run)
+
+    def log_simulation(
+        self,
+        program: str,
+        *,
+        figures: Mapping[str, float],
+        files: Mapping[str, str | bytes],
+        params: Mapping[str, object],
+    ) -> str:
+        """Log a run for a simulation and return its id: figures become metrics, the page and its data artifacts."""
+        with self._run(program, name="simulate", params=params) as run:
+            metrics = [_entities().Metric(k, v, 0, 0) for k, v in figures.items() if math.isfinite(v)]
+            for start in range(0, len(metrics), 1_000):  # as many as one call takes
+                self._client().log_batch(run, metrics=metrics[start : start + 1_000])
             self._log_files(run, files)
         return str(run)
 

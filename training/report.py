@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from training.diagnostics import Check
-from training.evaluate import Evaluation, Score
+from training.evaluate import Evaluation, Score, StageScore
 from training.intervals import Estimate
 from training.promotion import Verdict, always_valid
 
@@ -54,6 +54,25 @@ class Change(NamedTuple):
     level: str
     before: float
     after: float
+
+
+class Method(NamedTuple):
+    """A line of the statistician's table: how an interval was found, its value and its ends."""
+
+    name: str
+    value: str
+    low: str
+    high: str
+
+
+class Course(NamedTuple):
+    """A sequence as a picture: the outline of its band and the line of no difference, in percent of each axis."""
+
+    band: str
+    line: float
+    first: str
+    last: str
+    says: str
 
 
 class Cell(NamedTuple):
@@ -98,7 +117,13 @@ def html(evaluation: Evaluation, verdict: Verdict, *, command: str) -> str:
         worth=_worth(evaluation),
         gains=_gains(evaluation),
         sides=_sides(evaluation, [reference, *([best] if best else [])]),
-        stages=_by_stage(evaluation, best) if best else None,
+        stages=_by_part(evaluation, best.stages) if best else None,
+        segments=_by_part(evaluation, best.segments) if best and best.segments else None,
+        guardrails=_guardrails(evaluation),
+        course=_course(evaluation, best) if best else None,
+        methods=_methods(evaluation, best or reference),
+        about=best or reference,
+        sensitivity=_sensitivity(evaluation, best),
         mix=_mix(evaluation, reference, best) if best else {},
         effects=_effects(evaluation),
         checks=_checks(evaluation, best),
@@ -189,26 +214,107 @@ def _worth(evaluation: Evaluation) -> Chart:
     return _chart(rows, evaluation, line=line.value.value, says=_lower(line.title))
 
 
+AGAINST = {"today": "today's policy", "hold": "no nudges", "rules": "the rules", "uniform": "nudges at random"}
+
+
 def _gains(evaluation: Evaluation) -> tuple[Row, ...]:
-    """What each policy gains over the reference and over no nudges."""
-    none = Cell("\N{EN DASH}")
+    """What each policy gains over the reference and each baseline: a line a comparison, so a phone has room."""
+    columns = {name: s for name, s in AGAINST.items() if any(x.name == name for x in evaluation.scores)}
+    if evaluation.reference not in columns:
+        columns = {evaluation.reference: "the champion", **columns}
+    shown = [s for s in evaluation.scores if s.role in ("candidate", "champion")] or list(evaluation.scores)
     return tuple(
-        Row(
-            s.title,
-            (
-                none if s.name == evaluation.reference else _interval(s.lift, evaluation.currency),
-                none if s.name == "hold" or s.over_hold is None else _interval(s.over_hold, evaluation.currency),
-            ),
-        )
-        for s in evaluation.scores
+        Row(f"{s.title}, over {says}", (_interval(s.against[name], evaluation.currency),))
+        for s in shown
+        for name, says in columns.items()
+        if name in s.against
     )
 
 
-def _by_stage(evaluation: Evaluation, best: Score) -> Chart:
-    """What the challenger gains over the reference in each stage."""
+def _guardrails(evaluation: Evaluation) -> tuple[Row, ...]:
+    """What changing each guardrail would do, and how that is known."""
+    return tuple(
+        Row(
+            _capital(p.change) if p.price else _capital(f"{p.rule.replace('_', ' ')}, {p.change}"),
+            (
+                _interval(p.price, evaluation.currency)
+                if p.price
+                else Cell("not identified", f"worst {_said(p.low, evaluation)}, best {_said(p.high, evaluation)}"),
+                Cell(p.method, p.note),
+            ),
+        )
+        for p in evaluation.guardrails
+    )
+
+
+def _said(amount: float, evaluation: Evaluation) -> str:
+    return money(amount * PER, evaluation.currency, sign=True)
+
+
+def _course(evaluation: Evaluation, best: Score) -> Course | None:
+    """The anytime-valid sequence of the challenger's lift, from its first look to its last."""
+    if best.sequence is None or len(best.sequence.looks) < 2:
+        return None
+    looks = best.sequence.looks
+    most = max(abs(x) for look in looks[len(looks) // 10 :] for x in (look.lift_low, look.lift_high)) or 1.0
+    end = float(looks[-1].customers)
+
+    def place(x: float) -> float:
+        return round(min(max(50.0 - 48.0 * x / most, 0.0), 100.0), 2)
+
+    upper = [f"{100 * look.customers / end:.2f},{place(look.lift_high):.2f}" for look in looks]
+    lower = [f"{100 * look.customers / end:.2f},{place(look.lift_low):.2f}" for look in reversed(looks)]
+    last = best.sequence.last
+    return Course(
+        " ".join([*upper, *lower]),
+        place(0.0),
+        f"{looks[0].customers:,}",
+        f"{looks[-1].customers:,} customers",
+        f"{_said(last.lift_low, evaluation)} to {_said(last.lift_high, evaluation)}",
+    )
+
+
+METHODS = {
+    "bca": "BCa bootstrap of DR, by customer",
+    "poisson": "Poisson bootstrap of DR, by customer",
+    "likelihood": "empirical likelihood, no model",
+}
+
+
+def _methods(evaluation: Evaluation, score: Score) -> tuple[Method, ...]:
+    """The value of one policy by every kind of interval."""
+
+    def line(name: str, value: float, low: float, high: float) -> Method:
+        return Method(name, *(money(x * PER, evaluation.currency) for x in (value, low, high)))
+
+    found = [line("Student t of DR, by customer", score.value.value, score.value.low, score.value.high)]
+    found += [line(METHODS[name], x.value, x.low, x.high) for name, x in score.intervals.items()]
+    if (balanced := score.estimates.get("balanced-dr")) is not None:
+        found.append(line("DR over the mixture of all loggers", balanced.value, balanced.low, balanced.high))
+    ladder = score.estimates["ladder"]
+    found.append(line(f"SLOPE picked {score.picked.upper()}; not for gates", ladder.value, ladder.low, ladder.high))
+    if score.sequence is not None:
+        last = score.sequence.last
+        found.append(line("anytime-valid, customers' means", (last.low + last.high) / 2.0, last.low, last.high))
+    return tuple(found)
+
+
+def _sensitivity(evaluation: Evaluation, best: Score | None) -> tuple[Row, ...]:
+    """What the lift could be, were estimated propensities off by more and more."""
+    if best is None or best.sensitivity is None:
+        return ()
+    found = best.sensitivity
+    return tuple(
+        Row(f"odds off by up to {gamma:g}", (Cell(f"{_said(low, evaluation)} to {_said(high, evaluation)}"),))
+        for gamma, (low, high) in zip(found.gammas, found.lift, strict=True)
+    )
+
+
+def _by_part(evaluation: Evaluation, parts: Sequence[StageScore]) -> Chart:
+    """What the challenger gains over the reference in each stage or segment."""
     rows = [
         (s.title, s.lift, f"{s.share:.0%} of decisions; nudges {s.nudged:.0%} of them", "candidate")
-        for s in best.stages
+        for s in parts
         if s.lift is not None
     ]
     return _chart(rows, evaluation, line=0.0, says="no difference", sign=True)
@@ -293,7 +399,35 @@ def _sides(evaluation: Evaluation, scores: Sequence[Score]) -> tuple[Row, ...]:
     events = [
         Row(evaluation.titles[event], tuple(_count(s.events[event]) for s in scores)) for event in scores[0].events
     ]
-    return (*rows, *events)
+    customers = [
+        Row("Messages a customer", tuple(Cell(f"{s.messages:,.1f}") for s in scores)),
+        Row(
+            "Opt-outs per 1,000 customers",
+            tuple(_count(s.opt_outs) if s.opt_outs else Cell("not known") for s in scores),
+        ),
+        Row(f"Cost of one more: {evaluation.goal}", tuple(_each(s.cost_per_outcome, evaluation) for s in scores)),
+        Row("Expected spend", tuple(_spend(s, evaluation) for s in scores)),
+    ]
+    return (*rows, *events, *customers)
+
+
+def _each(cost: Estimate | None, evaluation: Evaluation) -> Cell:
+    if cost is None:
+        return Cell("not known", "more of them than without nudges were not shown")
+    value, low, high = (money(x, evaluation.currency) for x in (cost.value, cost.low, cost.high))
+    return Cell(value, f"{low} to {high}")
+
+
+def _spend(score: Score, evaluation: Evaluation) -> Cell:
+    """What a policy would spend, and whether there is so much."""
+    spend = score.spend
+    if spend is None:
+        return Cell("not known", "the log has no rate of decisions")
+    said = f"{money(spend.expected, evaluation.currency)} in {spend.period_days:g} days"
+    if spend.budget is None:
+        return Cell(said)
+    of = f"of {money(spend.budget, evaluation.currency)}"
+    return Cell(said, of if spend.feasible else f"{of}: infeasible at these prices")
 
 
 def _checks(evaluation: Evaluation, best: Score | None) -> tuple[Check, ...]:

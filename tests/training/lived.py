@@ -123,7 +123,7 @@ def _run(
         here = [i for i in range(customers) if enrols[i] <= at]
         asks = [Ask(settle(program, people[i], at=at), f"d{i}-{round_}", at) for i in here]
         for i, decision in zip(here, engine.decide(asks, shared), strict=True):
-            done = list(_react(rng, life, decision, people[i], coupons, every=every))
+            done = [o for o in _react(rng, life, decision, people[i], coupons, every=every) if program.knows(o.event)]
             person = settle(program, people[i], at=at)
             if decision.action:
                 person = receive(program, person, _sent(decision))

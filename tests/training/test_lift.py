@@ -7,7 +7,7 @@ import pytest
 
 from optimizer.actions import Floats
 from optimizer.engine import CHAMPION, HOLDOUT
-from optimizer.program import DAY
+from optimizer.program import DAY, Program
 from tests.training.lived import SURVEYS, Life, lived, text
 from training import dataset, lift, record
 from training.lift import PROGRAM, REACHED, Range, compare, cost_per_goal, lifts, looks
@@ -22,8 +22,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def program_of(toml: str) -> record.Program:
-    return record.Program.parse(toml, source="lived.toml")
+def program_of(toml: str) -> Program:
+    return Program.parse(toml, source="lived.toml")
 
 
 def misses(*, served: float, held: float, logs: int, customers: int, seed: int) -> int:

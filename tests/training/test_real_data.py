@@ -11,9 +11,12 @@ import pytest
 
 from optimizer.actions import ActionSpace, Bools, Floats, Ints
 from optimizer.policy import Rounds
+from optimizer.program import Program
 from tests.training.worlds import rounds_of
+from training import dataset, importing
+from training.effects import Trial, centred, trial
 from training.intervals import clustered
-from training.ope import ESTIMATORS, weigh
+from training.ope import ESTIMATORS, Evidence, weigh
 from training.reward_model import cross_fit
 
 ARMS = ("No E-Mail", "Mens E-Mail", "Womens E-Mail")
@@ -75,31 +78,40 @@ def keep(recency: Ints) -> Floats:
     return np.where(recency[:, None] > 4, [0.9, 0.2, 0.3], [0.2, 0.9, 0.5])
 
 
+DRAWS = 300
+
+
 @pytest.mark.slow
 def test_a_confounded_log_gives_back_the_truth_and_the_naive_mean_does_not(hillstrom: Hillstrom) -> None:
-    """Of 40 draws the mean bias stays within 3.3 standard errors; the naive mean is off by ten times as much."""
+    """Of 300 draws the mean bias stays within 3.3 standard errors; the naive mean is off by ten times as much."""
     rng = np.random.default_rng(0)
     rounds, chances = hillstrom.rounds, keep(hillstrom.recency)
     space = ActionSpace(("mens", "womens"), ("plain",), ("now",), features=("recency", "w", "m", "late"))
-    found: dict[str, list[list[float]]] = {"ips": [], "snips": [], "dr": [], "naive": [], "truth": []}
     n = len(rounds)
-    for _ in range(40):
-        kept = rng.random(n) < chances[np.arange(n), rounds.actions]
-        part = rounds.take(kept)
-        logged = chances[kept] / chances[kept].sum(axis=1, keepdims=True)
-        part = Rounds(**{**vars(part), "probabilities": logged.astype(np.float32)})
-        q = cross_fit(part, space).predict(part)
+    kept_chance = chances[np.arange(n), rounds.actions]
+    logged = (chances / chances.sum(axis=1, keepdims=True)).astype(np.float32)
+    everything = Rounds(**{**vars(rounds), "probabilities": logged})
+    estimates: dict[str, list[list[float]]] = {"ips": [], "snips": [], "dr": [], "naive": []}
+    for _ in range(DRAWS):
+        part = everything.take(np.flatnonzero(rng.random(n) < kept_chance))
+        model = cross_fit(part, space, folds=2)
+        q, mu = model.predict(part), part.propensities
         for name in ("ips", "snips", "dr"):
-            found[name].append([value(name, part, always(len(part), a), q) for a in range(3)])
-        found["naive"].append([float(part.rewards[part.actions == a].mean()) for a in range(3)])
-        found["truth"].append(_truth(hillstrom))
-    truth = np.array(found["truth"])
+            estimates[name].append([_mean(name, part, q, mu, arm) for arm in range(3)])
+        means = np.bincount(part.actions, weights=part.rewards) / np.bincount(part.actions)
+        estimates["naive"].append(means.tolist())
+    bias = {name: (np.array(x) - _truth(hillstrom)).mean(axis=0) for name, x in estimates.items()}
     for name in ("ips", "snips", "dr"):
-        bias, spread = (np.array(found[name]) - truth).mean(axis=0), np.std(found[name], axis=0)
-        assert (np.abs(bias) <= 3.3 * spread / np.sqrt(40)).all(), name
-    naive = np.abs((np.array(found["naive"]) - truth).mean(axis=0))
-    weighted = np.abs((np.array(found["snips"]) - truth).mean(axis=0))
-    assert (naive[:2] > 10 * weighted[:2]).all()
+        spread = np.std(estimates[name], axis=0)
+        assert (np.abs(bias[name]) <= 3.3 * spread / np.sqrt(DRAWS)).all(), name
+        assert (np.abs(bias["naive"][:2]) >= 10 * np.abs(bias[name][:2])).all(), name
+
+
+def _mean(name: str, part: Rounds, q: Floats, mu: Floats, arm: int) -> float:
+    """Return an estimate of always doing the same, without the (n, k) target."""
+    rows = np.arange(len(part))
+    weights = (part.actions == arm) / mu
+    return float(ESTIMATORS[name].terms(Evidence(weights, part.rewards, q[rows, part.actions], q[:, arm])).mean())
 
 
 def _truth(hillstrom: Hillstrom) -> list[float]:
@@ -107,3 +119,70 @@ def _truth(hillstrom: Hillstrom) -> list[float]:
     rounds = hillstrom.rounds
     kept = keep(hillstrom.recency).mean(axis=1)
     return [float(np.average(rounds.rewards[rounds.actions == a], weights=kept[rounds.actions == a])) for a in range(3)]
+
+
+class Steps(NamedTuple):
+    """HeartSteps V1: decision points at which somebody could be nudged (Klasnja et al., 2019)."""
+
+    user: Ints
+    day: Floats
+    sent: Bools
+    before: Floats
+    after: Floats
+
+
+@pytest.fixture(scope="module")
+def steps(shared_data: Path) -> Steps:
+    path = shared_data / "heartsteps.csv.gz"
+    if not path.is_file():
+        pytest.skip("no heartsteps.csv.gz among the real data")
+    rows = [r for r in csv.DictReader(gzip.decompress(path.read_bytes()).decode().splitlines()) if r["avail"] == "TRUE"]
+    assert len(rows) == 6_061
+    return Steps(
+        user=np.array([int(r["user"]) for r in rows]),
+        day=np.array([float(r["study.day.nogap"]) for r in rows]),
+        sent=np.array([r["send"] == "TRUE" for r in rows]),
+        before=np.array([float(r["jbsteps30pre.log"]) for r in rows]),
+        after=np.array([float(r["jbsteps30.log"]) for r in rows]),
+    )
+
+
+def drawn(steps: Steps) -> Trial:
+    """Return the trial: a suggestion with chance 0.6."""
+    return Trial(steps.after, steps.sent, np.full(len(steps.user), 0.6), steps.before[:, None], steps.user)
+
+
+def test_the_published_effect_of_a_suggestion_comes_out_clustered_by_user(steps: Steps) -> None:
+    (effect,) = centred(drawn(steps))
+    assert (round(effect.value, 4), round(effect.error, 4)) == (0.1312, 0.0652)
+    by_moment = centred(drawn(steps)._replace(customers=np.arange(len(steps.user))))[0].error
+    assert round(by_moment, 4) == 0.0718  # as if each moment were somebody else's
+
+
+def test_novelty_wears_off_as_published(steps: Steps) -> None:
+    now, by_day = centred(drawn(steps), {"day": steps.day})
+    assert (round(by_day.value, 4), round(by_day.error, 4)) == (-0.0185, 0.0059)
+    assert round(float(np.exp(now.value)), 2) == 1.66
+
+
+def test_the_trial_can_be_imported_and_gives_the_same_effect(steps: Steps, tmp_path: Path) -> None:
+    """Several rows a customer, minutes of a day apart: each keeps its own reward and its own chance."""
+    lines = ["user,at,sent,chance,before,after"]
+    for i in range(len(steps.user)):
+        chance = 0.6 if steps.sent[i] else 0.4
+        at = 1_437_500_000 + 86_400 * int(steps.day[i])
+        lines.append(f"u{steps.user[i]},{at},{int(steps.sent[i])},{chance},{steps.before[i]},{steps.after[i]}")
+    (tmp_path / "steps.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "map.toml").write_text(
+        'name = "steps"\nat = "at"\n[columns]\naction = "sent"\nreward = "after"\npropensity = "chance"\n'
+        'customer = "user"\n[actions]\n0 = "hold"\n1 = "suggestion/plain/now"\n[context]\nbefore = "number"\n'
+    )
+    read = importing.read(tmp_path / "steps.csv", tmp_path / "map.toml", archive=tmp_path / "archive")
+    assert (read.rounds, read.customers) == (6_061, 37)
+    (text,) = (tmp_path / "archive" / "program=steps" / "versions").glob("*.toml")
+    program = Program.parse(text.read_text(), source="steps.toml")
+    rounds = dataset.load(tmp_path / "archive", program).rounds
+    assert rounds.rewards.sum() == pytest.approx(steps.after.sum())
+    before = rounds.contexts[:, [program.features.index("before")]]
+    (effect,) = centred(trial(rounds, before=before))
+    assert (round(effect.value, 4), round(effect.error, 4)) == (0.1312, 0.0652)

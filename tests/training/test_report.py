@@ -3,6 +3,7 @@
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from tests.training.worlds import best_for, made_up
 from training import report
 from training.evaluate import Evaluation, Target, baselines, deployed, evaluate
-from training.promotion import Verdict, judge
+from training.promotion import Verdict, always_valid, judge
 
 WORLD = made_up(n=4_000, seed=51)
 PROGRAM = WORLD.dataset.program
@@ -71,7 +72,7 @@ def test_a_promotion_says_what_to_do_and_by_how_much(good: Evaluation, verdict: 
     said = report.sentence(good, verdict)
     assert said.startswith("Switch to A <good> one. Over 1,000 decisions it brings ")
     assert f"€{lift.value * 1_000:,.0f} more than today's policy" in said
-    assert f"at least €{lift.at_level(verdict.level).low * 1_000:,.0f} more" in said
+    assert f"at least €{report.money(always_valid(lift, level=verdict.level).low * 1_000, 'EUR')[1:]} more" in said
 
 
 def test_keeping_says_that_nothing_was_shown_to_be_better() -> None:
@@ -106,6 +107,19 @@ def test_everything_that_was_promised_is_on_it(page: str, good: Evaluation) -> N
         "Where on the journey",
         "What customers would see",
         "What each ingredient adds",
+        "What each would gain",
+        "For whom",
+        "What each guardrail costs",
+        "As the log grew",
+        "Messages a customer",
+        "Cost of one more",
+        "Expected spend",
+        "BCa bootstrap",
+        "Poisson bootstrap",
+        "empirical likelihood",
+        "anytime-valid",
+        "SLOPE picked",
+        "customers share a budget".capitalize(),
         "Can we trust this?",
         "For the statistician",
     ):
@@ -134,6 +148,17 @@ def test_the_chart_is_a_picture(good: Evaluation, verdict: Verdict, tmp_path: Pa
     picture = matplotlib.image.imread(file)
     assert picture.shape[1] == 960
     assert picture[..., :3].std() > 0.02
+
+
+def test_estimated_probabilities_are_said_first_and_the_range_is_shown(good: Evaluation) -> None:
+    guessed = replace(WORLD.dataset, estimated_propensities=True)
+    target = deployed("good", best_for(PROGRAM, {"new": "badge/playful/now"}), PROGRAM)
+    evaluation = evaluate(guessed, [*baselines(PROGRAM), target])
+    text = report.html(evaluation, judge(evaluation), command=COMMAND)
+    assert text.index("Estimated probabilities") < text.index('class="verdict')
+    assert "If the estimated probabilities are off" in text
+    assert "odds off by up to 1.5" in text
+    assert "Estimated probabilities" not in report.html(good, judge(good), command=COMMAND)
 
 
 Pixels = npt.NDArray[np.float32]

@@ -82,4 +82,5 @@ def test_half_of_those_to_whom_it_happens_within_a_time() -> None:
     said = median(found, of="half", within=10 * DAY)
     assert said.value == pytest.approx(2.0 * np.log(2.0), rel=0.12)
     assert said.low is not None
+    assert said.value is not None
     assert said.low < said.value
