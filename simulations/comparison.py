@@ -5,14 +5,16 @@ effects, under other chance; policies are paired within it, and intervals are ov
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace as replaced
 from scipy.special import stdtrit
 
 from optimizer.actions import HOLD, Floats
-from optimizer.program import DAY, Program
+from optimizer.program import DAY, Experiment, Program
 from policies.fixed import Uniform
 from simulations import metrics as measured
 from simulations.contenders import Result, contender
@@ -206,7 +208,7 @@ def _world(
     trials: bool,
     progress: Progress | None,
 ) -> Played:
-    funded = world.program(program, customers=customers)
+    funded = replaced(world.program(program, customers=customers), experiment=Experiment())
     found: dict[str, list[_One]] = {name: [] for name in names}
     total = len(seeds) * len(names)
     for done, seed in enumerate(seeds):
@@ -375,6 +377,17 @@ def table(found: Comparison) -> list[dict[str, object]]:
             }
         )
     return rows
+
+
+def figures(found: Comparison) -> dict[str, float]:
+    """Return a comparison as metrics by name: `demo/thompson/reward`."""
+    flat: dict[str, float] = {}
+    for one in (compared for played in found.worlds for compared in played.policies):
+        m = one.measured
+        plain = {k: getattr(m, k) for k in ("reward", "conversion", "macro", "messages", "opted_out", "cost", "regret")}
+        for key, x in {**plain, **{k.replace(" ", "_"): v for k, v in m.retention.items()}}.items():
+            flat[f"{one.world}/{Path(one.policy).name}/{key}"] = x.value
+    return flat
 
 
 def said(x: Spread, *, percent: bool = False) -> str:

@@ -15,18 +15,19 @@ from msgspec.structs import replace as replaced
 from optimizer.actions import Floats, Ints
 from optimizer.engine import CHAMPION, Choices, Chooser
 from optimizer.policy import Policy, Rounds
-from optimizer.program import DAY, Program
+from optimizer.program import Exploration, Program
 from policies import KINDS, load
 from policies.fixed import FixedNudge, Hold, Rules, Uniform
 from simulations.journeys import Happenings
 from simulations.log import History
 from simulations.population import Population
+from simulations.purse import Purse
 from simulations.rollout import Asking, Run, Watch, rollout, sole
 from simulations.truth import best, scores
 from training.dataset import Dataset
 
 FIXED = ("hold", "fixed", "rules", "uniform")
-"""Contenders that learn nothing; `fixed` is the best single nudge for all, as the simulator knows it."""
+"""Contenders that learn nothing, and explore next to nothing; `fixed` is the best single nudge for all, as the simulator knows it."""
 
 LEARNERS = tuple(kind for kind in KINDS if kind not in ("hold", "fixed", "rules", "uniform", "mixture"))
 SPECIAL = ("clicks", "patient", "best")
@@ -38,8 +39,11 @@ NAMES = (*FIXED, *LEARNERS, *SPECIAL)
 RELEARN = 14
 """Days after which a learner learns from what it has done since."""
 
-BURDEN = 0.15
-"""Price of a nudge to somebody who has had many, as a share of what a rested customer's everyday day is worth."""
+BURDEN = 1.0
+"""Price of a nudge to somebody who has had many, as a share of what a decision was worth in the past at random."""
+
+LEAST = 0.001
+"""What those who learn nothing explore: the least that a program may ask for."""
 
 SAMPLE, EVERY = 128, 7
 """Customers of a slot, and days, for which regret is worked out."""
@@ -93,6 +97,7 @@ def _unlearned(name: str, past: Run) -> Policy:
 
 def _play(past: Run, policy: Policy, *, days: int) -> Result:
     regret = _Regret()
+    past = under(past, exploration=Exploration(floor=LEAST, hold=0.0))
     run = rollout(past.population, sole(policy), days=days, since=past, logged=False, watch=regret.see)
     return Result(run.history, run, regret.mean)
 
@@ -145,21 +150,20 @@ def _commonest(program: Program, events: Mapping[str, Floats]) -> str:
 
 
 def _priced(past: Run) -> Run:
-    """Return the same past under a program that puts a price on burden, if it has none."""
-    population = past.population
-    program = population.program
-    if program.guardrails.burden_price:
-        return past
-    price = round(BURDEN * daily_worth(past), 3)
-    dear = replaced(program, guardrails=replaced(program.guardrails, burden_price=price))
-    dearer = replace(population, program=dear)
-    return replace(past, history=past.history._replace(population=dearer))
+    """Return the same past under a program that puts a higher price on burden."""
+    rules = past.population.program.guardrails
+    price = max(rules.burden_price, round(BURDEN * abs(float(past.rounds.rewards.mean())), 3))
+    return under(past, guardrails=replaced(rules, burden_price=price))
 
 
-def daily_worth(past: Run) -> float:
-    """Return what a customer's day was worth on average, in reward units."""
-    rewards = past.rounds.rewards
-    return float(abs(rewards.mean())) * DAY / max(float(past.population.program.windows.max()), DAY)
+def under(past: Run, **changes: object) -> Run:
+    """Return the same past of the same customers, for a program that is changed from here on."""
+    program: Program = replaced(past.population.program, **changes)
+    population = replace(past.population, program=program)
+    left = replace(past.left, program=program)
+    if program.guardrails.budget != past.population.program.guardrails.budget:  # a new budget begins full
+        left = Purse.full(program, at=past.history.end, gone=left.gone, cuts=left.cuts)
+    return replace(past, history=past.history._replace(population=population), left=left)
 
 
 def joined(parts: Sequence[History]) -> History:

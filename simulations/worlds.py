@@ -225,7 +225,9 @@ DEMO = World(
 CALIBRATED = World(
     "calibrated",
     "wishful thinking: what nudges do, for how long and after how long, is what published trials found",
-    goal=0.004,
+    everyday=0.01,
+    turn=0.01,
+    goal=0.002,
     intent=0.95,
     lift=0.02,
     goal_lift=0.0,
