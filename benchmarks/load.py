@@ -27,8 +27,8 @@ ANSWER = (
     b'{"decision_id":"0-01KDVDNA000000000000000000","customer_id":"c00042","program":"fitness-coaching","action":{'
     b'"incentive":"achievement-badge","tone":"encouraging","timing":"after-work"},"deliver_at":'
     b'"2026-01-05T17:30:00+01:00","expires_at":"2026-01-06T17:30:00+01:00","message":{"subject":"Step by step to your '
-    b'badge","body":"3 of 7 done for First week. The next small step moves the bar, whatever its length. On the day you '
-    b'complete it, you get a bronze badge on your profile.","call_to_action":"Move the bar"},"propensity":0.0123,'
+    b'badge","body":"3 of 7 done for First week. The next small step moves the bar, whatever its length. On the day '
+    b'you complete it, you get a bronze badge on your profile.","call_to_action":"Move the bar"},"propensity":0.0123,'
     b'"policy":{"name":"thompson","version":"1"},"stage":"experience","progress":{"milestone":"First week","done":3,'
     b'"of":7,"reward":"a bronze badge on your profile"},"hold_reason":null,"next_eligible_at":null,"degraded":false}'
 )
@@ -40,7 +40,7 @@ def empty() -> FastAPI:
     app = FastAPI()
 
     @app.post("/v1/decide")
-    async def decide(body: DecideRequest) -> Response:
+    async def decide(body: DecideRequest) -> Response:  # noqa: ARG001  (read, as a handler would)
         return Response(ANSWER, media_type="application/json")
 
     return app
@@ -91,7 +91,9 @@ async def _ask(wave: Wave) -> Heard:
     head = f"POST {wave.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
     requests = iter([b"%b%d\r\n\r\n%b" % (head.encode(), len(body), body) for body in wave.bodies])
     loop = asyncio.get_running_loop()
-    made = [loop.create_connection(lambda: _Connection(requests), "127.0.0.1", wave.port) for _ in range(wave.connections)]
+    made = [
+        loop.create_connection(lambda: _Connection(requests), "127.0.0.1", wave.port) for _ in range(wave.connections)
+    ]
     connections = [connection for _, connection in await asyncio.gather(*made)]
     started = loop.time()
     if wave.rate:
@@ -216,7 +218,7 @@ def running(command: Sequence[str], *, port: int, path: str, environment: dict[s
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=1.0) as answer:
+        with urllib.request.urlopen(url, timeout=1.0) as answer:  # noqa: S310  (our own address)
             return bool(answer.status == 200)
     except OSError:
         return False

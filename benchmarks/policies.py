@@ -1,162 +1,100 @@
-"""How fast do our policies choose and learn, and how little do they lose while learning, beside Vowpal Wabbit?
+"""How fast do our policies choose and learn, and how little do they lose while learning, beside their peers?
 
-301 actions, 18 features, one core. VW is used as its documentation says: `cb_explore_adf`, a text line for each allowed
-action, predict, then learn with cost and probability. Both choose under the same floor, in the same worlds, from
-the same contexts and masks, learning every 500 decisions; regret is also shown of the policy alone, before the floor.
+301 actions, one core. Vowpal Wabbit is used as its documentation says: `cb_explore_adf`, a text line for each allowed
+action, predict, then learn with cost and probability. Regret is measured in `regret.py`; what is found is kept under
+`var/`, so a run that was stopped goes on, and `--kept` reports what there is.
 """
 
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy: one core, as a worker of the service has
 
+import argparse
 import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from vowpalwabbit import Workspace
 
-from benchmarks.results import Row, write
-from optimizer.actions import ActionSpace, Bools, Floats, Floats32
-from optimizer.events import draw
+from benchmarks import peers, regret
+from benchmarks.regret import Cell, Lost
+from benchmarks.results import FOLDER, Row, write
+from benchmarks.worlds import BURDEN, SPACE, names
+from optimizer.actions import ActionSpace, Bools, Floats
+from optimizer.events import draw, draws
 from optimizer.floor import apply_floor
 from optimizer.policy import Rounds
 from optimizer.program import Exploration
 from policies.factored import Statistics, summarise
+from policies.greedy import Greedy
 from policies.layout import layout
 from policies.squarecb import SquareCB
 from policies.thompson import Thompson
 from policies.vowpal import Vowpal, actions, features, shared
 
-SPACE = ActionSpace(
-    tuple(f"incentive-{i}" for i in range(10)),
-    tuple(f"tone-{i}" for i in range(5)),
-    tuple(f"timing-{i}" for i in range(6)),
-    features=(
-        "bias",
-        *(f"stage={i}" for i in range(5)),
-        *(f"number-{i}" for i in range(7)),
-        *(f"category={i}" for i in range(5)),
-    ),
-)
-BATCH, DECISIONS, SEEDS = 500, 20_000, range(3)
-GRID = ("--squarecb", "--squarecb --gamma_scale 1000 -l 2", "--squarecb --gamma_scale 1000", "--epsilon 0.05 -l 2")
 FLAGS = "--quiet --noconstant --cb_explore_adf -q xh -q xi -q xt -q xm -q it -q im -q tm"
+JUDGED = ("thompson", "squarecb")
+MAIN = (("linear", "additive"), ("linear", "pairwise"))
+"""Where a policy must win, not only keep up."""
+
+HALF_LIFE = 30.0 * 1_500
+"""Seconds; the forgetting model's: 1,500 decisions of the linear worlds."""
+
+BASE_RATE = 10.0 * BURDEN
+"""Mean reward under hold in the linear world `null`, where a nudge costs a tenth of it."""
 
 
-# Worlds
+# Speed
 
 
-class World(NamedTuple):
-    """A linear response with known effects: main effects, their slopes, and pairs where there are any."""
-
-    name: str
-    levels: list[Floats]
-    slopes: list[Floats]
-    pairs: list[Floats]
-    nudge: Floats
-    baseline: Floats
-    noise: float
-
-    def gains(self, x: Floats) -> Floats:
-        """Return the expected gain (n, k) over hold."""
-        i, t, m = (level + x @ slope.T for level, slope in zip(self.levels, self.slopes, strict=True))
-        grid = i[:, :, None, None] + t[:, None, :, None] + m[:, None, None, :] + (x @ self.nudge)[:, None, None, None]
-        grid = grid + self.pairs[0][:, :, None] + self.pairs[1][:, None, :] + self.pairs[2][None]
-        gains = np.zeros((len(x), SPACE.k))
-        gains[:, 1:] = grid.reshape(len(x), -1)
-        return gains
-
-    def expected(self, x: Floats) -> Floats:
-        """Return the reward (n,) under hold: not linear, and larger than any effect."""
-        return x @ self.baseline + 0.3 * np.abs(x[:, 6])
+def space_of(d: int) -> ActionSpace:
+    """Return the 301 actions with d features: a constant, a stage of five, and numbers."""
+    named = ("bias", *(f"stage={i}" for i in range(5)), *(f"number-{i}" for i in range(d - 6)))
+    return ActionSpace(SPACE.incentives, SPACE.tones, SPACE.timings, features=named)
 
 
-def world(name: str, *, seed: int) -> World:
-    """Make a world: `additive`, `pairwise`, or `null`, where every nudge only costs."""
+def asked(n: int, space: ActionSpace, *, seed: int) -> tuple[Floats, Bools]:
+    """Return contexts and masks as guardrails make them: products of levels, a few of them blocked."""
     rng = np.random.default_rng(seed)
-    null, d = name == "null", SPACE.d
-    size = 0.0 if null else 0.15
-    shapes = [(SPACE.shape[a], SPACE.shape[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
-    return World(
-        name=name,
-        levels=[size * rng.normal(size=n) for n in SPACE.shape],
-        slopes=[size * rng.normal(size=(n, d)) * (rng.random((n, d)) < 0.3) * 0.7 for n in SPACE.shape],
-        pairs=[size * rng.normal(size=shape) * (name == "pairwise") for shape in shapes],
-        nudge=np.append(-0.03, np.zeros(d - 1)) if null else np.append(-0.1, 0.1 * rng.normal(size=d - 1)),
-        baseline=0.3 * rng.normal(size=d),
-        noise=0.5,
-    )
-
-
-def contexts(n: int, rng: np.random.Generator) -> Floats:
-    """Shape (n, d): a constant, a stage, seven numbers and a category."""
-    x = np.zeros((n, SPACE.d))
+    x = rng.normal(size=(n, space.d))
+    x[:, :6] = 0.0
     x[:, 0] = 1.0
     x[np.arange(n), 1 + rng.integers(0, 5, n)] = 1.0
-    x[:, 6:13] = rng.normal(size=(n, 7))
-    x[np.arange(n), 13 + rng.integers(0, 5, n)] = 1.0
-    return x
+    free = [rng.random((n, size)) < 0.9 for size in space.shape]
+    cells = free[0][:, :, None, None] & free[1][:, None, :, None] & free[2][:, None, None, :]
+    return x, np.concatenate([np.ones((n, 1), dtype=np.bool_), cells.reshape(n, -1)], axis=1)
 
 
-def masks(n: int, rng: np.random.Generator) -> Bools:
-    """Shape (n, k): seven nudges in ten."""
-    allowed = rng.random((n, SPACE.k)) < 0.7
-    allowed[:, 0] = True
-    return allowed
-
-
-def logged(n: int, *, seed: int) -> Rounds:
-    """Return rounds of an even logger in the pairwise world."""
-    rng = np.random.default_rng(seed)
-    x, allowed = contexts(n, rng), masks(n, rng)
+def logged(n: int, space: ActionSpace, *, seed: int) -> Rounds:
+    """Return rounds of an even logger; a customer is there for four decisions in a row."""
+    x, allowed = asked(n, space, seed=seed)
+    rng = np.random.default_rng(seed + 1)
     p = allowed.astype(np.float32) / allowed.sum(axis=1, keepdims=True, dtype=np.float32)
-    return played(world("pairwise", seed=1), x, allowed=allowed, p=p, rng=rng)
-
-
-def played(told: World, x: Floats, *, allowed: Bools, p: Floats32, rng: np.random.Generator) -> Rounds:
-    """Draw an action and a reward for each row; a customer is there for four decisions in a row."""
-    n = len(x)
-    cumulative = np.cumsum(p, axis=1, dtype=np.float64)
-    drawn = (cumulative < (rng.random(n) * cumulative[:, -1])[:, None]).sum(axis=1)
-    rewards = told.expected(x) + told.gains(x)[np.arange(n), drawn] + told.noise * rng.normal(size=n)
+    drawn = draws(p, rng.random(n))
+    rewards = x[:, 6] + 0.2 * space.levels[drawn, 1] + 0.5 * rng.normal(size=n)
     nothing = np.zeros(n)
     codes = np.arange(n, dtype=np.intp) // 4
     return Rounds(x, allowed, p, drawn, rewards, codes, nothing, nothing, nothing, np.zeros(n, dtype=np.intp))
 
 
-# Learners
-
-
-class Learner(Protocol):
-    """What the closed loop needs."""
-
-    def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats: ...
-
-    def learn(self, rounds: Rounds) -> None: ...
-
-
 class Peer:
     """Vowpal Wabbit from Python, as its users run it: every allowed action is a line, in predict and in learn."""
 
-    def __init__(self, arguments: str) -> None:
+    def __init__(self, arguments: str, space: ActionSpace) -> None:
         self.workspace = Workspace(f"{FLAGS} {arguments}")
-        named = layout(SPACE)
+        named = layout(space)
         self.columns, self.lines = features(named), actions(named)
-
-    def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
-        p = np.zeros(allowed.shape)
-        for row, x in enumerate(contexts):
-            p[row, allowed[row]] = self.workspace.predict(self.asked(x, allowed[row]))
-        return p
 
     def asked(self, x: Floats, allowed: Bools) -> list[str]:
         """Return a decision as VW reads it."""
         return [shared(self.columns, x), *(self.lines[a] for a in np.flatnonzero(allowed))]
 
     def learn(self, rounds: Rounds) -> None:
+        """Learn from every allowed action's line."""
         for row in range(len(rounds)):
             lines = self.asked(rounds.contexts[row], rounds.allowed[row])
             at = 1 + int(rounds.allowed[row, : rounds.actions[row]].sum())
@@ -165,120 +103,221 @@ class Peer:
             self.workspace.learn(lines)
 
 
-class Regret(NamedTuple):
-    """Loss a decision, against the best allowed action: of the policy under the floor, and of the policy alone."""
+class Timed(NamedTuple):
+    """What is called, and how often a turn."""
 
-    floored: float
-    alone: float
-
-
-def regret(learner: Learner, told: World, *, seed: int) -> Regret:
-    """Let a learner decide for 20,000 customers, learning every 500, in a world where chance is the same for all."""
-    people, chance = np.random.default_rng(seed), np.random.default_rng(seed + 1_000)
-    lost = np.zeros(2)
-    for _ in range(DECISIONS // BATCH):
-        x, allowed = contexts(BATCH, people), masks(BATCH, people)
-        gains = told.gains(x)
-        alone = learner.probabilities(x, allowed, np.zeros(SPACE.k))
-        p = apply_floor(alone, SPACE, allowed=allowed, exploration=Exploration())
-        best = np.where(allowed, gains, -np.inf).max(axis=1)
-        lost += [float((best - (q * gains).sum(axis=1)).sum()) for q in (p, alone)]
-        learner.learn(played(told, x, allowed=allowed, p=p.astype(np.float32), rng=chance))
-    return Regret(*(lost / DECISIONS).tolist())
+    call: Callable[[], object]
+    times: int
 
 
-# Measures
+def in_turn(timed: Sequence[Timed], *, turns: int = 9) -> list[float]:
+    """Return the processor's seconds for one call of each, taken in turn: the best of the turns of each."""
+    best = np.full(len(timed), np.inf)
+    for turn in range(turns + 1):
+        for i, (call, times) in enumerate(timed):
+            start = time.process_time()
+            for _ in range(times):
+                call()
+            if turn:  # the first warms caches
+                best[i] = min(best[i], (time.process_time() - start) / times)
+    return [float(seconds) for seconds in best]
 
 
-def seconds(once: Callable[[], object], *, repeat: int) -> float:
-    """Return the processor time of one call: the best of five runs, so that a busy machine counts less."""
-    once()
-    best = np.inf
-    for _ in range(5):
-        start = time.process_time()
-        for _ in range(repeat):
-            once()
-        best = min(best, (time.process_time() - start) / repeat)
-    return best
+class Learner(Protocol):
+    """What chooses."""
+
+    name: str
+
+    def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats: ...
+
+    def learn(self, rounds: Rounds) -> None: ...
 
 
-def row(name: str, *, ours: float, peer: float, peer_name: str, unit: str, at_most: float, said: str) -> Row:
-    ratio = ours / peer
-    return Row(
-        name=name, ours=ours, peer=peer, peer_name=peer_name, unit=unit, ratio=ratio, target=said, met=ratio <= at_most
-    )
+def decide(learner: Learner, space: ActionSpace, x: Floats, *, allowed: Bools) -> object:
+    """Make one decision, or a batch of them: probabilities over the mask, floor, float32, draw."""
+    p = learner.probabilities(x, allowed, np.zeros(space.k))
+    floored = apply_floor(p, space, allowed=allowed, exploration=Exploration()).astype(np.float32)
+    return draw(floored[0], 0.5) if len(x) == 1 else draws(floored, np.full(len(x), 0.5))
 
 
-def choosing() -> list[Row]:
-    """One decision (probabilities, floor, draw) and a row of a batch of 1,000, beside VW's predict."""
-    rounds = logged(3_000, seed=2)
-    peer = Peer("--squarecb")
-    peer.learn(rounds.take(slice(0, 300)))
-    x, allowed = rounds.contexts[:1_000], np.ones((1_000, SPACE.k), dtype=np.bool_)
-    prices = np.zeros(SPACE.k)
-    asked = peer.asked(x[0], allowed[0])
-    theirs = 1e6 * seconds(lambda: peer.workspace.predict(asked), repeat=50)
-    rows = []
-    for learner, single, batch in ((Thompson(SPACE), 15, 30), (SquareCB(SPACE), 20, 100), (Vowpal(SPACE), 50, 50)):
+def choosing(d: int) -> list[Row]:
+    """One decision and a row of a batch of 1,000, beside VW's predict alone on the same context and mask."""
+    space = space_of(d)
+    rounds, peer = logged(2_000, space, seed=2), Peer("--squarecb", space)
+    peer.learn(rounds.take(slice(0, 200)))
+    x, allowed = rounds.contexts[:1_000], np.ones((1_000, space.k), dtype=np.bool_)
+    lines = peer.asked(x[0], allowed[0])
+    theirs = Timed(partial(peer.workspace.predict, lines), 20)
+    rows: list[Row] = []
+    kinds: list[tuple[Learner, int, int]] = [
+        (SquareCB(space), 20, 100),
+        (Greedy(space), 20, 100),
+        (Thompson(space), 15, 30),
+        (Vowpal(space), 50, 50),
+    ]
+    for learner, single, batch in kinds:
         learner.learn(rounds)
-
-        def choose(learner: Learner = learner) -> int:
-            p = learner.probabilities(x[:1], allowed[:1], prices)
-            return draw(
-                apply_floor(p, SPACE, allowed=allowed[:1], exploration=Exploration())[0].astype(np.float32), 0.5
-            )
-
-        def predict(learner: Learner = learner) -> Floats:
-            return learner.probabilities(x[:1], allowed[:1], prices)
-
-        def together(learner: Learner = learner) -> Floats:
-            return learner.probabilities(x, allowed, prices)
-
-        name = learner.name
-        once = predict if name == "vowpal" else choose  # compiled VW beside VW: the same work
-        said = "predict, compiled" if name == "vowpal" else "one decision"
-        for what, ours, wanted in (
-            (f"{name}: {said}", 1e6 * seconds(once, repeat=100), single),
-            (f"{name}: a row of 1,000", 1e6 * seconds(together, repeat=2) / 1_000, batch),
-        ):
-            rows.append(
-                row(
-                    what,
-                    ours=ours,
-                    peer=theirs,
-                    peer_name="VW predict",
-                    unit="µs",
-                    at_most=1 / wanted,
-                    said=f"1/{wanted}",
-                )
-            )
+        once = partial(decide, learner, space, x[:1], allowed=allowed[:1])
+        if learner.name == "vowpal":  # compiled VW beside VW: the same work
+            once = partial(learner.probabilities, x[:1], allowed[:1], np.zeros(space.k))
+        all_ = partial(decide, learner, space, x, allowed=allowed)
+        vw, one, many = in_turn([theirs, Timed(once, 50), Timed(all_, 1)])
+        said = "predict, compiled" if learner.name == "vowpal" else "one decision"
+        for what, ours, wanted in ((said, one, single), ("a decision of 1,000", many / 1_000, batch)):
+            title = f"{learner.name}, {d} features: {what}"
+            rows.append(_row(title, ours=1e6 * ours, peer=1e6 * vw, peer_name="VW predict", unit="µs", most=1 / wanted))
     return rows
 
 
-def learning() -> list[Row]:
+def learning(rounds_asked: int) -> list[Row]:
     """Learning from a million rounds, shard by shard, beside VW's rate on the same rounds."""
-    shard, shards = logged(20_000, seed=3), 50
+    space, size = space_of(18), min(20_000, rounds_asked)
+    shard, shards = logged(size, space, seed=3), rounds_asked // size
     start = time.process_time()
-    summed = reduce(Statistics.__add__, (summarise(SPACE, shard) for _ in range(shards)))
-    Thompson(SPACE).absorb(summed)
+    summed = reduce(Statistics.__add__, (summarise(space, shard) for _ in range(shards)))
+    Thompson(space).absorb(summed)
     ours = time.process_time() - start
-    few, peer = shard.take(slice(0, 400)), Peer("--squarecb")
-    peer.learn(few)
-    theirs = seconds(lambda: peer.learn(few), repeat=1) / len(few) * len(shard) * shards
+    few, peer = shard.take(slice(0, 400)), Peer("--squarecb", space)
+    (theirs,) = in_turn([Timed(partial(peer.learn, few), 1)], turns=2)
     gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    name = f"learning {rounds_asked:,} rounds"
+    whole = theirs / len(few) * rounds_asked
     return [
-        row(
-            "learning a million rounds",
-            ours=ours,
-            peer=theirs,
-            peer_name="VW learn",
-            unit="s",
-            at_most=1 / 20,
-            said="1/20",
-        ),
-        _bound("learning a million rounds: time", ours=ours, unit="s", most=60.0),
-        _bound("learning a million rounds: memory", ours=gib, unit="GiB", most=2.0),
+        _row(name, ours=ours, peer=whole, peer_name="VW learn", unit="s", most=1 / 20),
+        _bound(f"{name}: time", ours=ours, unit="s", most=60.0),
+        _bound(f"{name}: memory", ours=gib, unit="GiB", most=2.0),
     ]
+
+
+# Regret
+
+
+def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequence[str]) -> list[Row]:
+    """Mean regret a decision over seeds, ours untuned, each peer at its default and at the best of its grid."""
+    rows: list[Row] = []
+    for family, name in sorted(names(families), key=lambda pair: pair not in MAIN):
+        find = partial(_lost, family, name, seeds=seeds, decisions=decisions, kept=kept)
+        grid = {label: lost for label in _tried(family) if (lost := find(label))}
+        if not grid:
+            continue
+        wanted = (0.5, 0.75) if (family, name) in MAIN else (1.05, 1.05)
+        for kind in JUDGED:
+            ours = find(kind)
+            if not ours:
+                continue
+            for peer, said, most in _against(grid, *wanted):
+                rows += _compared(f"{kind}: regret, {family} {name} world", ours, grid[peer], peer=f"{peer} ({said})", most=most)
+    return rows
+
+
+def _tried(family: str) -> list[str]:
+    """Return the peers of a family of worlds: the whole grid where response is linear; fewer where it is simulated."""
+    if family == "linear":
+        return list(regret.settings())
+    few = ("--squarecb", "--squarecb --gamma_scale 1000 -l 2", "empirical Bayes", "empirical Bayes, no pairs", "LinUCB")
+    return [label for label, s in regret.settings().items() if s.label in few]
+
+
+def _against(grid: dict[str, list[Lost]], default: float, tuned: float) -> list[tuple[str, str, float]]:
+    """Return the best peer among the defaults, and the best of all, with what is wanted."""
+    first = {s.peer: label for label, s in reversed(regret.settings().items()) if label in grid}
+    defaults = min(first.values(), key=lambda label: _mean(grid[label], "regret"))
+    best = min(grid, key=lambda label: _mean(grid[label], "regret"))
+    return [(defaults, "best default", default), (best, "best of grid", tuned)]
+
+
+def _lost(
+    family: str, name: str, label: str, *, seeds: Sequence[int], decisions: int, kept: bool
+) -> list[Lost] | None:
+    """Return what a learner lost under each seed; None where it is absent, or, of what is kept, not complete."""
+    cells = [Cell(family, name, label, seed, decisions) for seed in seeds]
+    if kept and not all(regret.kept(cell).exists() for cell in cells):
+        return None
+    if label in regret.settings() and regret.settings()[label].peer != peers.VW and peers.environment() is None:
+        return None
+    found = [regret.found(cell) for cell in cells]
+    print(f"  {family} {name}: {label}: {_mean(found, 'regret'):.4f}", flush=True)
+    return found
+
+
+def _mean(found: Sequence[Lost], what: str) -> float:
+    return float(np.mean([getattr(lost, what) for lost in found]))
+
+
+def _compared(name: str, ours: Sequence[Lost], theirs: Sequence[Lost], *, peer: str, most: float) -> list[Row]:
+    parts = (("with floor", "regret"), ("net of it", "net"))
+    return [
+        _row(
+            f"{name}, {said}", ours=_mean(ours, part), peer=_mean(theirs, part), peer_name=peer, unit="reward", most=most
+        )
+        for said, part in parts
+    ]
+
+
+def harmless(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
+    """Keep still where every nudge costs a tenth of the base rate: value beside always holding, and how often it nudges."""
+    rows = []
+    for kind in JUDGED:
+        lost = _lost("linear", "null", kind, seeds=seeds, decisions=decisions, kept=kept)
+        if not lost:
+            continue
+        value = BASE_RATE - _mean(lost, "regret")
+        rate = float(np.mean([np.mean(one.nudged) for one in lost]))
+        row = _row(f"{kind}: value, null world", ours=value, peer=BASE_RATE, peer_name="always hold", unit="reward", most=np.inf)
+        rows += [Row(**{**row, "target": ">= 0.95", "met": value >= 0.95 * BASE_RATE})]  # type: ignore[typeddict-item]
+        rows.append(_bound(f"{kind}: nudge rate, null world", ours=rate, unit="share", most=1.0))
+    return rows
+
+
+def recovering(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
+    """Decisions until 90 % of the best is regained after tastes turned round, with and without forgetting."""
+    taken = []
+    for label, half_life in (("thompson forgetting", HALF_LIFE), ("thompson", None)):
+        cells = [Cell("linear", "drift", label, seed, decisions) for seed in seeds]
+        if kept and not all(regret.kept(cell).exists() for cell in cells):
+            return []
+        lost = [regret.found(cell, make=partial(Thompson, half_life=half_life)) for cell in cells]
+        taken.append(float(np.mean([regained(one) for one in lost])))
+    name, peer = "thompson forgetting: decisions to regain 90 % after the change", "thompson without (at most the run)"
+    return [_row(name, ours=taken[0], peer=taken[1], peer_name=peer, unit="decisions", most=0.5)]
+
+
+def regained(lost: Lost) -> float:
+    """Return how many decisions after the half a policy, net of the floor, is back at 90 % of the best; all at most."""
+    half = len(lost.alone) // 2
+    best, alone = np.array(lost.best[half:]), np.array(lost.alone[half:])
+    back = np.flatnonzero((best - alone) >= 0.9 * best)
+    return 500.0 * (int(back[0]) if len(back) else len(best))
+
+
+def chart(seeds: Sequence[int], *, decisions: int) -> None:
+    """Draw regret as it adds up in the additive and the pairwise world, from what is kept."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axis, (family, name) in zip(axes, MAIN, strict=True):
+        for label in (*JUDGED, *_tried(family)):
+            cells = [Cell(family, name, label, seed, decisions) for seed in seeds]
+            if not all(regret.kept(cell).exists() for cell in cells):
+                continue
+            lost = np.mean([regret.found(cell).floored for cell in cells], axis=0)
+            style = {"linewidth": 2.5} if label in JUDGED else {"linewidth": 1.0, "alpha": 0.7}
+            axis.plot(500 * np.arange(1, len(lost) + 1), 500 * np.cumsum(lost), label=label, **style)
+        axis.set(title=f"{name} world", xlabel="decisions", ylabel="cumulative regret, with floor")
+        axis.legend(fontsize=6)
+    figure.savefig(FOLDER / "policies.png", dpi=110)
+    plt.close(figure)
+
+
+def _row(name: str, *, ours: float, peer: float, peer_name: str, unit: str, most: float) -> Row:
+    ratio = ours / peer if peer else 1.0
+    said = f"<= 1/{1 / most:g}" if 0 < most <= 0.1 else f"<= {most:g}"
+    return Row(
+        name=name, ours=ours, peer=peer, peer_name=peer_name, unit=unit, ratio=ratio, target=said, met=bool(ratio <= most)
+    )
 
 
 def _bound(name: str, *, ours: float, unit: str, most: float) -> Row:
@@ -287,39 +326,27 @@ def _bound(name: str, *, ours: float, unit: str, most: float) -> Row:
     )
 
 
-def losing() -> list[Row]:
-    """Mean regret a decision over seeds, ours untuned, VW at its defaults and at the best of the grid in each world."""
-    rows = []
-    for name, default, tuned in (("additive", 0.5, 0.75), ("pairwise", 0.5, 0.75), ("null", 1.05, 1.05)):
-        peers = {a: _mean(partial(Peer, a), name) for a in GRID}
-        best = min(GRID, key=lambda a: peers[a].floored)
-        for kind in (Thompson, SquareCB):
-            ours = _mean(partial(kind, SPACE), name)
-            for peer, wanted in ((GRID[0], default), (best, tuned)):
-                for part in Regret._fields:
-                    what = f"{kind.name}: regret, {name} world, {'with floor' if part == 'floored' else 'policy alone'}"
-                    rows.append(
-                        row(
-                            what,
-                            ours=getattr(ours, part),
-                            peer=getattr(peers[peer], part),
-                            peer_name=f"VW {peer}",
-                            unit="reward",
-                            at_most=wanted,
-                            said=f"<= {wanted:g}",
-                        )
-                    )
-    return rows
-
-
-def _mean(make: Callable[[], Learner], name: str) -> Regret:
-    runs = [regret(make(), world(name, seed=seed), seed=seed) for seed in SEEDS]
-    return Regret(*np.mean(runs, axis=0).tolist())
-
-
-def main() -> None:
-    write("policies", [*choosing(), *learning(), *losing()])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write what was found."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.policies", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--decisions", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=1_000_000, help="learned for the rate")
+    parser.add_argument("--families", nargs="*", default=["linear", "simulated"], choices=["linear", "simulated"])
+    parser.add_argument("--kept", action="store_true", help="play nothing: report what is kept")
+    parser.add_argument("--name", default="policies", help="of the results")
+    told = parser.parse_args(arguments)
+    seeds = range(1, told.seeds + 1)
+    if peers.environment() is None:
+        print(f"absent: gittins, mabwiser, bayesianbandits: {peers.absence()}")
+    play = {"decisions": told.decisions, "kept": told.kept}
+    rows = [*choosing(12), *choosing(30), *learning(told.rounds)]
+    rows += losing(seeds, **play, families=told.families)
+    rows += [*harmless(seeds, **play), *recovering(seeds, **play)]
+    write(told.name, rows)
+    if told.name == "policies":
+        chart(seeds, decisions=told.decisions)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

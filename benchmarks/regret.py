@@ -105,8 +105,8 @@ def found(cell: Cell, *, make: Callable[[ActionSpace], Learner] | None = None) -
 
 def kept(cell: Cell) -> Path:
     """Return where a cell is kept: named by all that it depends on."""
-    ours = cell.learner.split()[0] in KINDS
-    key = json.dumps([*cell, _world_code(cell), _code() if ours else _peers_code()])
+    ours = cell.learner.split()[0] in KINDS  # "thompson forgetting" too
+    key = json.dumps([*cell, _world_code(*cell._replace(learner="")), _code() if ours else _peers_code()])
     return CACHE / "regret" / f"{sha256(key.encode()).hexdigest()[:24]}.json"
 
 
@@ -118,10 +118,10 @@ def _learner(cell: Cell, space: ActionSpace) -> Learner:
 
 
 @cache
-def _world_code(cell: Cell) -> str:
+def _world_code(family: str, name: str, _learner: str, seed: int, decisions: int) -> str:
     """Return a hash of what a world's first customers are and are offered: another world, another name."""
-    told = world(cell.family, cell.world, seed=cell.seed, decisions=cell.decisions)
-    asked = next(iter(told.batches(cell.decisions)))
+    told = world(family, name, seed=seed, decisions=decisions)
+    asked = next(iter(told.batches(decisions)))
     return sha256(asked.gains.round(9).tobytes() + asked.contexts.round(9).tobytes()).hexdigest()
 
 

@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -25,13 +25,14 @@ from benchmarks.load import Heard, Wave, clients, running
 from benchmarks.results import Row, write
 from optimizer.customer import Decayed, Sent
 from optimizer.engine import CHAMPION
-from optimizer.events import Decision
+from optimizer.events import Decision, Scalar
 from optimizer.policy import Policy
 from optimizer.program import DAY, Program
 from optimizer.programs import read
 from policies.squarecb import SquareCB
 from policies.thompson import Thompson
 from serving import embedded, publishing, records
+from serving.metrics import STAGES
 from serving.publishing import Slot
 from serving.settings import Settings
 from serving.store import Store
@@ -47,7 +48,6 @@ WEEK = 7 * DAY
 TARGETS = {"squarecb": 0.5, "thompson": 0.45}
 TITLES = {"squarecb": "SquareCB (closed form)", "thompson": "Thompson (the default)"}
 EMPTY = "an empty FastAPI handler"
-STAGES = ("edge", "queue", "read", "score", "commit")
 HOME = Path(__file__).parents[1]
 
 
@@ -79,7 +79,7 @@ def program_text() -> str:
 
 
 async def enrol(served: Served, *, customers: int, wave: int) -> None:
-    """Put customers back to where they were: of all stages, a little history, and nothing pending at the wave's noon."""
+    """Put customers back to where they were: of all stages, with a little history, and nothing pending."""
     at = NOON + wave * WEEK
     people = populate(served.program, WORLDS["demo"], customers=customers, seed=1, start=NOON)
     async with await Store.open(served.url) as store:
@@ -88,7 +88,9 @@ async def enrol(served: Served, *, customers: int, wave: int) -> None:
             await store.commands(commands[start : start + 1_000])
 
 
-def _enrolled(program: Program, name: str, attributes: dict[str, object], *, at: float) -> tuple[str | bytes | int, ...]:
+def _enrolled(
+    program: Program, name: str, attributes: Mapping[str, Scalar], *, at: float
+) -> tuple[str | bytes | int, ...]:
     number = int(name[1:])
     sent = Sent(
         decision_id=f"before-{number}",
@@ -111,7 +113,7 @@ def _enrolled(program: Program, name: str, attributes: dict[str, object], *, at:
         "sent": (sent,),
         "last_step_at": at - DAY,
     }
-    profile = records.Profile(consent=True, time_zone="Europe/Paris", attributes=attributes)  # type: ignore[arg-type]
+    profile = records.Profile(consent=True, time_zone="Europe/Paris", attributes=dict(attributes))
     key = records.customer_key(0, name)
     fields = ("rev", 1, "profile", records.encode(profile), records.journey_field(NAME), records.encode(journey))
     return ("HSET", key, *fields)
@@ -170,7 +172,7 @@ async def promote(served: Served, policy: Policy, *, version: str) -> None:
         secret = publishing.secret(Settings(home=served.home).secret_file)
         async with await Store.open(served.url) as store:
             await publishing.publish(store, Path(folder), Slot(NAME, CHAMPION), version=version, secret=secret)
-    while f'version="{version}"' not in _get(served.port, "/metrics"):
+    while f'version="{version}"' not in _get(served.port, "/metrics"):  # noqa: ASYNC110  (another process's)
         await asyncio.sleep(0.1)
     await asyncio.sleep(1.5)  # every worker looks once a second
 
@@ -233,7 +235,9 @@ class Bench:
     def _sure(self, wave: Wave) -> Heard:
         heard = self.ask(wave)
         if heard.bad or heard.degraded:
-            raise RuntimeError(f"{heard.bad} answers were not 200 and {heard.degraded} were degraded: nothing to report")
+            raise RuntimeError(
+                f"{heard.bad} answers were not 200 and {heard.degraded} were degraded: nothing to report"
+            )
         return heard
 
     def pairs(self, *, connections: int) -> list[tuple[float, float]]:
@@ -332,8 +336,8 @@ def memory(bench: Bench) -> Iterator[Row]:
     )
 
 
-async def broken(served: Served, *, per_day: int = 1) -> int:
-    """Return how many nudges of the log break a cap: two of one customer on one day, or within the cooldown."""
+async def broken(served: Served) -> int:
+    """Return how many nudges of the log came to a customer within the cooldown after another."""
     count = 0
     last: dict[str, float] = {}
     async with await Store.open(served.url) as store:
@@ -435,9 +439,6 @@ def double(sizes: Sizes) -> Iterator[Row]:
         met=ratio >= 0.9,
     )
     yield _row("caps broken by two processes", violations, unit="", target="none", met=violations == 0)
-
-
-Measure = Callable[[], Awaitable[None]]
 
 
 def main(words: Sequence[str] = ()) -> None:

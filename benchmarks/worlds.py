@@ -78,6 +78,10 @@ SPACE = ActionSpace(
     ),
 )
 
+NUMBERS = np.array([name.startswith("number") for name in SPACE.features[1:]])
+BURDEN = 0.1 * (0.3 + 0.3 * float(np.sqrt(2 / np.pi)))
+"""What a nudge costs in the world `null`: a tenth of the mean reward under hold."""
+
 LINEAR = ("additive", "pairwise", "threeway", "drift", "null")
 """Main effects with slopes; pairs too; triples too; tastes that turn round half way; nudges that only cost."""
 
@@ -111,8 +115,8 @@ def response(name: str, *, seed: int) -> Response:
         slopes=[size * rng.normal(size=(n, d)) * (rng.random((n, d)) < 0.3) * 0.7 for n in SPACE.shape],
         pairs=[size * rng.normal(size=shape) * (name in ("pairwise", "threeway")) for shape in shapes],
         cells=size * rng.normal(size=SPACE.shape) * (name == "threeway"),
-        nudge=np.append(-0.03, np.zeros(d - 1)) if null else np.append(-0.1, 0.1 * rng.normal(size=d - 1)),
-        baseline=0.3 * rng.normal(size=d),
+        nudge=np.append(-BURDEN, np.zeros(d - 1)) if null else np.append(-0.1, 0.1 * rng.normal(size=d - 1)),
+        baseline=np.append(0.3, 0.3 * rng.normal(size=d - 1) * NUMBERS) if null else 0.3 * rng.normal(size=d),
     )
 
 
