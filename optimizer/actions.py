@@ -38,6 +38,7 @@ class ActionSpace:
         incentives, tones, timings: names of the levels of each factor.
         features: names of the context's columns, in the order of `customer.encode`.
         costs: expected cost of each incentive in reward units; zeros where omitted.
+        ladders: incentives that are the same reward in growing sizes, each ladder from the smallest to the largest.
 
     >>> space = ActionSpace(("badge", "coupon"), ("warm",), ("now", "evening"), costs=(0.0, 3.0))
     >>> space.k, space.names[:3]
@@ -55,6 +56,7 @@ class ActionSpace:
     timings: tuple[str, ...]
     features: tuple[str, ...] = ()
     costs: tuple[float, ...] = ()
+    ladders: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for factor, names in zip(FACTORS, self.factors, strict=True):
@@ -62,6 +64,9 @@ class ActionSpace:
                 raise ValueError(f"{factor} needs one or more distinct names, got {names!r}")
         if self.costs and len(self.costs) != len(self.incentives):
             raise ValueError(f"costs has {len(self.costs)} entries for {len(self.incentives)} incentives")
+        rungs = [name for ladder in self.ladders for name in ladder]
+        if len(set(rungs)) != len(rungs) or not set(rungs) <= set(self.incentives):
+            raise ValueError(f"ladders = {self.ladders!r}: expected each of {', '.join(self.incentives)} at most once")
 
     @property
     def factors(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:

@@ -35,7 +35,8 @@ class Greedy(Kept):
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
         model = self.model
-        return weigh(model.layout, model.weights, contexts, allowed=allowed, prices=prices, scale=Scale(flat=np.inf))
+        asked = {"allowed": allowed, "prices": prices, "ladders": model.ladders}
+        return weigh(model.layout, model.weights, contexts, **asked, scale=Scale(flat=np.inf))
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""

@@ -119,7 +119,7 @@ def layout(space: ActionSpace) -> Layout:
     (('nudge', 'bias'), ('nudge', 'x'), ('incentive=a', 'bias'), ('incentive=a', 'x'))
     """
     features = space.features if BIAS in space.features else (BIAS, *space.features)
-    return Layout(replace(space, features=features, costs=()))
+    return Layout(replace(space, features=features, costs=(), ladders=()))
 
 
 def _joined(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from optimizer.actions import ActionSpace, Floats
 from policies import saved
 from policies.factored import FOLDS, Statistics
+from policies.ladders import Ladders
 from policies.layout import GROUPS, Layout, layout
 from policies.posterior import EXPECTED, Posterior, Prior, Weights, effects, mean_for, weights
 from policies.saved import Array, Saved
@@ -62,6 +63,11 @@ class Model:
         """The mean as it is used to score."""
         return weights(self.layout, mean_for(self.layout, self.mean, of=self.prior.layout))
 
+    @cached_property
+    def ladders(self) -> Ladders:
+        """The ladders of the space asked about, along which predictions rise."""
+        return Ladders.of(self.space)
+
     @property
     def n(self) -> float:
         """The weight of the rounds behind it."""
@@ -69,7 +75,7 @@ class Model:
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""
-        return effects(self.layout, self.weights, contexts)
+        return effects(self.layout, self.weights, contexts, ladders=self.ladders)
 
     def packed(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return the settings and arrays that keep it."""

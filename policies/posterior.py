@@ -9,6 +9,7 @@ import numpy as np
 
 from optimizer.actions import Floats, Floats32, Ints
 from policies.factored import FOLDS, Statistics
+from policies.ladders import Ladders
 from policies.layout import BIAS, GROUPS, PAIRS, Layout, Parameter
 from policies.threads import one_thread
 
@@ -258,11 +259,12 @@ def weights(to: Layout, parameters: Floats | Floats32) -> Weights:
     return Weights(np.moveaxis(used, 1, 0).copy(), cells)
 
 
-def effects(to: Layout, used: Weights, contexts: Floats) -> Floats:
+def effects(to: Layout, used: Weights, contexts: Floats, *, ladders: Ladders | None = None) -> Floats:
     """Return tau (n, k) for contexts (n, d): the factors are scored, not the actions; 0 for hold."""
     by_level = to.design(contexts) @ used.levels
     i, t, _ = to.space.shape
     grid = by_level[:, :i, None, None] + by_level[:, None, i : i + t, None] + by_level[:, None, None, i + t :]
+    grid = grid + used.cells.reshape(to.space.shape)
     tau = np.zeros((len(contexts), to.space.k))
-    np.add(grid.reshape(len(contexts), to.space.k - 1), used.cells, out=tau[:, 1:])
+    tau[:, 1:] = (ladders.raised(grid) if ladders else grid).reshape(len(contexts), to.space.k - 1)
     return tau

@@ -6,11 +6,12 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from optimizer.actions import ActionSpace, Bools, Floats
+from optimizer.actions import ActionSpace, Bools, Floats, Ints
 from optimizer.policy import Rounds
 from policies.compiled import compile_loops, filled, plain
 from policies.factored import Statistics, summarise
 from policies.inputs import check
+from policies.ladders import Ladders
 from policies.layout import Layout
 from policies.model import Model
 from policies.posterior import Weights, fit
@@ -56,7 +57,8 @@ class SquareCB(Kept):
         check(self.space, contexts, allowed=allowed, prices=prices)
         model = self.model
         scale = Scale(per_action=self.gamma)
-        return weigh(model.layout, model.weights, contexts, allowed=allowed, prices=prices, scale=scale)
+        asked = {"allowed": allowed, "prices": prices, "ladders": model.ladders}
+        return weigh(model.layout, model.weights, contexts, **asked, scale=scale)
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""
@@ -112,11 +114,14 @@ class Scale(NamedTuple):
     flat: float = 0.0
 
 
-def weigh(to: Layout, used: Weights, contexts: Floats, *, allowed: Bools, prices: Floats, scale: Scale) -> Floats:
+def weigh(
+    to: Layout, used: Weights, contexts: Floats, *, allowed: Bools, prices: Floats, ladders: Ladders, scale: Scale
+) -> Floats:
     """Return the inverse-gap probabilities (n, k) of gains that weights give, less prices: scored by factor."""
     p = np.zeros(allowed.shape)
     x, priced = plain(to.design(contexts), np.float64), filled(prices, allowed.shape, np.float64)
-    _kernel()(used.levels, used.cells, x, plain(allowed, np.bool_), priced, to.space.shape, scale, p)
+    rising = ladders.rungs, ladders.edges, ladders.costs
+    _kernel()(used.levels, used.cells, x, plain(allowed, np.bool_), priced, to.space.shape, *rising, scale, p)
     return p
 
 
@@ -127,11 +132,16 @@ def _weigh(  # noqa: C901, PLR0917  (numba takes arguments by position, and want
     allowed: Bools,
     prices: Floats,
     sizes: tuple[int, int, int],
+    rungs: Ints,
+    edges: Ints,
+    costs: Floats,
     scale: Scale,
     p: Floats,
 ) -> None:
     """Score rows of x (n, d) as `effects` does and weigh them as `inverse_gap` does, into `p` (n, k) of zeros."""
     by_level, scores = np.empty(levels.shape[1]), np.empty(allowed.shape[1])
+    each = sizes[1] * sizes[2]
+    lifted, total = np.zeros(len(cells)), np.zeros(1)
     for row in range(len(x)):
         by_level[:] = 0.0
         for column in range(len(levels)):
@@ -139,6 +149,24 @@ def _weigh(  # noqa: C901, PLR0917  (numba takes arguments by position, and want
             if value != 0.0:
                 for level in range(levels.shape[1]):
                     by_level[level] += value * levels[column, level]
+        for ladder in range(len(edges) - 1 if len(rungs) else 0):
+            first, last = edges[ladder], edges[ladder + 1]
+            for cell in range(each):
+                for r in range(first, last):
+                    lifted[rungs[r] * each + cell] = -np.inf
+                for a in range(first, last):
+                    least = np.inf
+                    total[0] = 0.0
+                    for r in range(a, last):
+                        total[0] += by_level[rungs[r]] + cells[rungs[r] * each + cell] + costs[rungs[r]]
+                    for r in range(last - 1, a - 1, -1):
+                        mean = total[0] / (r - a + 1)
+                        least = min(least, mean)
+                        total[0] -= by_level[rungs[r]] + cells[rungs[r] * each + cell] + costs[rungs[r]]
+                        lifted[rungs[r] * each + cell] = max(lifted[rungs[r] * each + cell], least)
+                for r in range(first, last):
+                    raw = by_level[rungs[r]] + cells[rungs[r] * each + cell] + costs[rungs[r]]
+                    lifted[rungs[r] * each + cell] -= raw
         scores[0] = -prices[row, 0]
         best, count, action = 0, 1, 0
         for i in range(sizes[0]):
@@ -147,6 +175,7 @@ def _weigh(  # noqa: C901, PLR0917  (numba takes arguments by position, and want
                     action += 1
                     if allowed[row, action]:
                         gain = by_level[i] + by_level[sizes[0] + t] + by_level[timing] + cells[action - 1]
+                        gain += lifted[action - 1]
                         scores[action] = gain - prices[row, action]
                         count += 1
                         if scores[action] > scores[best]:

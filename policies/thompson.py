@@ -6,16 +6,19 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from optimizer.actions import HOLD, ActionSpace, Bools, Floats, Floats32
+from optimizer.actions import HOLD, ActionSpace, Bools, Floats, Floats32, Ints
 from optimizer.policy import Rounds
 from policies.compiled import compile_loops, filled, plain
 from policies.factored import Statistics, summarise
 from policies.inputs import check
+from policies.ladders import Ladders
 from policies.model import Model
 from policies.posterior import Weights, committee, committee_for, fit, prior_draws, weights
 from policies.saved import Kept, Saved
 
 FEWEST_MEMBERS = 64
+
+_NO_LADDERS = Ladders(np.zeros(0, dtype=np.intp), np.zeros(1, dtype=np.intp), np.zeros(0))
 
 
 class Thompson(Kept):
@@ -66,7 +69,8 @@ class Thompson(Kept):
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
         x = self.model.layout.design(contexts)
-        return votes(self._weights, x, sizes=self.space.shape, allowed=allowed, prices=prices) / self.members
+        asked = {"sizes": self.space.shape, "allowed": allowed, "prices": prices, "ladders": self.model.ladders}
+        return votes(self._weights, x, **asked) / self.members
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""
@@ -103,16 +107,28 @@ class Thompson(Kept):
         return policy
 
 
-def votes(used: Weights, x: Floats, *, sizes: tuple[int, int, int], allowed: Bools, prices: Floats) -> Floats:
+def votes(
+    used: Weights,
+    x: Floats,
+    *,
+    sizes: tuple[int, int, int],
+    allowed: Bools,
+    prices: Floats,
+    ladders: Ladders | None = None,
+) -> Floats:
     """Return how many members would choose each action, (n, k): the best of effect less price among the allowed.
 
     Args:
         used: float32; levels (d, l, members), cells (k - 1, members).
         x: (n, d). sizes: levels of each factor. allowed: (n, k). prices: (n, k) or (k,).
+        ladders: along which a member's predictions rise, if any.
     """
     counts = np.zeros(allowed.shape)
     priced = filled(prices, allowed.shape, np.float32)
-    _kernel()(used.levels, used.cells, plain(x, np.float32), plain(allowed, np.bool_), priced, sizes, counts)
+    rising = ladders or _NO_LADDERS
+    rungs, costs = rising.rungs, rising.costs.astype(np.float32)
+    asked = plain(x, np.float32), plain(allowed, np.bool_), priced
+    _kernel()(used.levels, used.cells, *asked, sizes, rungs, rising.edges, costs, counts)
     return counts
 
 
@@ -123,6 +139,7 @@ def count(  # noqa: PLR0917  (the same arguments as the compiled one)
     allowed: Bools,
     prices: Floats32,
     sizes: tuple[int, int, int],
+    ladders: Ladders,
     counts: Floats,
 ) -> None:
     """Add each member's vote to `counts` (n, k), in plain numpy: what the compiled kernel computes, bit for bit."""
@@ -133,7 +150,8 @@ def count(  # noqa: PLR0917  (the same arguments as the compiled one)
             by_level += x[row, column] * levels[column]
         grid = by_level[:i, None, None] + by_level[None, i : i + t, None] + by_level[None, None, i + t :]
         scores = np.zeros((allowed.shape[1], cells.shape[1]), dtype=np.float32)
-        scores[HOLD + 1 :] = grid.reshape(cells.shape) + cells
+        grid = grid + cells.reshape(grid.shape)
+        scores[HOLD + 1 :] = ladders.raised(grid[None])[0].reshape(cells.shape)
         scores -= prices[row][:, None]
         scores[~allowed[row]] = -np.inf
         np.add.at(counts[row], scores.argmax(axis=0), 1.0)
@@ -146,15 +164,24 @@ def _count_by_member(  # noqa: C901, PLR0917  (numba takes arguments by position
     allowed: Bools,
     prices: Floats32,
     sizes: tuple[int, int, int],
+    rungs: Ints,
+    edges: Ints,
+    costs: Floats32,
     counts: Floats,
 ) -> None:
     """Do what `count` does: a row at a time, whatever its batch, in loops that numba turns into wide instructions."""
     members = cells.shape[1]
     by_level = np.empty((levels.shape[1], members), dtype=np.float32)
-    partial = np.empty(members, dtype=np.float32)
+    partial, scores = np.empty(members, dtype=np.float32), np.empty(members, dtype=np.float32)
     # Two copies, written in turn: a store that always happens is a wide one, a store that may not is a slow one.
     best = np.empty((2, members), dtype=np.float32)
     chosen = np.empty((2, members), dtype=np.int32)
+    each = sizes[1] * sizes[2]
+    lifted = np.zeros((len(rungs) * each, members), dtype=np.float32)
+    total, least = np.empty(members, dtype=np.float32), np.empty(members, dtype=np.float32)
+    place = np.full(sizes[0], -1, dtype=np.int64)  # which rung an incentive is
+    for r in range(len(rungs)):
+        place[rungs[r]] = r
     for row in range(len(x)):
         by_level[:] = 0.0
         for column in range(len(levels)):
@@ -163,6 +190,28 @@ def _count_by_member(  # noqa: C901, PLR0917  (numba takes arguments by position
                 for level in range(levels.shape[1]):
                     for m in range(members):
                         by_level[level, m] += value * levels[column, level, m]
+        for ladder in range(len(edges) - 1):
+            first, last = edges[ladder], edges[ladder + 1]
+            for cell in range(each):
+                for r in range(first, last):
+                    lifted[r * each + cell] = -np.inf
+                for a in range(first, last):
+                    least[:] = np.inf
+                    total[:] = 0.0
+                    for r in range(a, last):
+                        i = rungs[r]
+                        for m in range(members):
+                            total[m] += by_level[i, m] + cells[i * each + cell, m] + costs[i]
+                    for r in range(last - 1, a - 1, -1):
+                        i, share = rungs[r], np.float32(1.0 / (r - a + 1))
+                        for m in range(members):
+                            least[m] = min(least[m], total[m] * share)
+                            total[m] -= by_level[i, m] + cells[i * each + cell, m] + costs[i]
+                            lifted[r * each + cell, m] = max(lifted[r * each + cell, m], least[m])
+                for r in range(first, last):
+                    i = rungs[r]
+                    for m in range(members):
+                        lifted[r * each + cell, m] -= by_level[i, m] + cells[i * each + cell, m] + costs[i]
         best[0] = -prices[row, 0]
         chosen[0] = 0
         old = action = 0
@@ -174,8 +223,15 @@ def _count_by_member(  # noqa: C901, PLR0917  (numba takes arguments by position
                     action += 1
                     if allowed[row, action]:
                         price, this, new = prices[row, action], np.int32(action), 1 - old
+                        if place[i] >= 0:
+                            cell = place[i] * each + (action - 1) % each
+                            for m in range(members):
+                                scores[m] = cells[action - 1, m] + lifted[cell, m]
+                        else:
+                            for m in range(members):
+                                scores[m] = cells[action - 1, m]
                         for m in range(members):
-                            score = partial[m] + by_level[timing, m] + cells[action - 1, m] - price
+                            score = partial[m] + by_level[timing, m] + scores[m] - price
                             better = score > best[old, m]
                             best[new, m] = score if better else best[old, m]
                             chosen[new, m] = this if better else chosen[old, m]

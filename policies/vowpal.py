@@ -6,6 +6,7 @@ most 1): the weight that VW gives the round when it is shown all actions, withou
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, NamedTuple, NoReturn, Self
@@ -18,6 +19,7 @@ from optimizer.policy import Rounds
 from policies import saved
 from policies.factored import Statistics
 from policies.inputs import check, check_rounds
+from policies.ladders import Ladders
 from policies.layout import Layout, layout
 from policies.posterior import Weights, effects, weights
 from policies.saved import Array, Kept, Saved
@@ -158,6 +160,7 @@ class Vowpal(Kept):
         used = learned.under(layout(self.space))
         self._members = [used.member(at) for at in range(self._told.members)]
         self._gains = self._members[0].gains()
+        self._ladders = Ladders.of(replace(self.space, ladders=()))  # VW's answers are served as they are
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
@@ -165,7 +168,8 @@ class Vowpal(Kept):
         if told.explore == "squarecb":
             scale = Scale(flat=told.gamma_scale * self._n**told.gamma_exponent)
             named = self._members[0].layout
-            return weigh(named, self._gains, contexts, allowed=allowed, prices=prices, scale=scale)
+            asked = {"allowed": allowed, "prices": prices, "ladders": self._ladders}
+            return weigh(named, self._gains, contexts, **asked, scale=scale)
         for member in self._members:
             costs = np.where(allowed, member.costs(contexts) + prices, np.inf)
             best = _tied(costs)

@@ -8,7 +8,7 @@ import pytest
 import policies
 from optimizer.actions import ActionSpace, Nudge
 from policies.posterior import Weights
-from policies.thompson import Thompson, _kernel, count, votes
+from policies.thompson import _NO_LADDERS, Thompson, _kernel, count, votes
 from tests.checks import SPACE, contexts, logged, masks
 
 
@@ -22,7 +22,7 @@ def test_compiled_votes_are_those_of_plain_numpy() -> None:
     x = np.where(rng.random((60, d)) < 0.6, rng.normal(size=(60, d)), 0.0)
     allowed, prices = masks(60, seed=2, k=k), rng.random((60, k)) * 3
     expected = np.zeros((60, k))
-    count(levels, cells, x.astype(np.float32), allowed, prices.astype(np.float32), sizes, expected)
+    count(levels, cells, x.astype(np.float32), allowed, prices.astype(np.float32), sizes, _NO_LADDERS, expected)
     counted = votes(Weights(levels, cells), x, sizes=sizes, allowed=allowed, prices=prices)
     assert np.array_equal(counted, expected)
     assert (counted.sum(axis=1) == members).all()
