@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from optimizer.customer import Sent
-from optimizer.journey import earned, follow, progress, receive, release, settle, stage_values
-from tests.small_program import DAY, NOON, customer, small
+from optimizer.customer import Customer, Sent
+from optimizer.journey import done, earned, follow, progress, reached, receive, release, requested, settle, stage_values
+from optimizer.program import Program, ProgramError
+from tests.small_program import DAY, NOON, TOML, customer, small
 
 PROGRAM = small()
 SENT = Sent(decision_id="d", incentive="badge", deliver_at=NOON, day=20_454, cost=0, period=0, expires_at=NOON)
@@ -102,3 +103,103 @@ def test_stage_values_are_worked_back_from_the_goal() -> None:
 def test_a_stage_that_was_never_seen_is_worth_nothing() -> None:
     values = stage_values(PROGRAM, transitions=np.zeros((3, 3)), rewards=np.zeros(3))
     assert values.tolist() == [0, 0, 0]
+
+
+# What asks for a decision at once.
+
+HOUR = 3600.0
+ASKING = Program.parse(
+    TOML.replace('name = "step"\nkind = "micro"', 'name = "step"\nkind = "micro"\nrequests_decision = true').replace(
+        "count = 10", "count = 3\nrequests_decision = true"
+    ),
+    source="asking.toml",
+)
+MILESTONE_ONLY = Program.parse(TOML.replace("streak = 7", "streak = 2\nrequests_decision = true"), source="week.toml")
+
+
+def reason(program: Program, before: Customer, event: str, *, at: float, heard: float = 1.0) -> str | None:
+    trigger = requested(program, before, follow(program, before, event, at=at), now=at + heard)
+    return None if trigger is None else trigger.reason
+
+
+def test_a_declared_event_asks_for_a_decision_and_says_why() -> None:
+    ada = customer(ASKING, consent=True)
+    assert reason(ASKING, ada, "step", at=NOON) == "quick_win"
+    assert reason(ASKING, ada, "spent", at=NOON) is None
+    once = follow(ASKING, ada, "step", at=NOON)
+    assert reason(ASKING, once, "step", at=NOON + 7 * DAY) == "comeback"  # the shortest `lapses_after`
+    assert reason(ASKING, once, "step", at=NOON + 6 * DAY) == "quick_win"
+    twice = follow(ASKING, once, "step", at=NOON)
+    assert reason(ASKING, twice, "step", at=NOON + 9 * DAY) == "milestone"
+
+
+def test_a_milestone_asks_whichever_event_reaches_it() -> None:
+    ada = follow(MILESTONE_ONLY, customer(MILESTONE_ONLY, consent=True), "spent", at=NOON)
+    assert reason(MILESTONE_ONLY, ada, "spent", at=NOON + HOUR) is None
+    assert reason(MILESTONE_ONLY, ada, "spent", at=NOON + DAY) == "milestone"
+    kept = follow(MILESTONE_ONLY, ada, "spent", at=NOON + DAY)
+    assert reason(MILESTONE_ONLY, kept, "spent", at=NOON + 2 * DAY) is None, "it has been reached before"
+
+
+def test_nobody_is_asked_about_who_said_no_nor_about_old_news() -> None:
+    assert reason(ASKING, customer(ASKING, consent=False), "step", at=NOON) is None
+    assert reason(ASKING, customer(ASKING), "step", at=NOON) is None, "the program is opt-in"
+    ada = customer(ASKING, consent=True)
+    assert reason(ASKING, ada, "step", at=NOON, heard=3601.0) is None
+    now = follow(ASKING, ada, "step", at=NOON)
+    assert reason(ASKING, now, "step", at=NOON - 60) is None, "there was a later one"
+
+
+def test_a_nudge_is_the_answer_to_what_asked_for_it() -> None:
+    ada = follow(ASKING, customer(ASKING, consent=True), "step", at=NOON)
+    assert ada.trigger is not None
+    assert receive(ASKING, ada, SENT).trigger is None
+
+
+def test_a_streak_may_name_its_events() -> None:
+    program = Program.parse(TOML.replace("streak = 7", 'streak = 2\nstreak_of = ["step"]'), source="x.toml")
+    (milestone,) = program.streaks
+    ada = customer(program)
+    for day, event in enumerate(("step", "spent", "step", "step")):
+        ada = follow(program, ada, event, at=NOON + day * DAY)
+    assert (ada.streak, done(milestone, ada), reached(milestone, ada)) == (4, 2, True)
+    later = settle(program, ada, at=NOON + 9 * DAY)
+    assert (later.streak, done(milestone, later), reached(milestone, later)) == (0, 0, True)
+
+
+def test_a_streak_that_ended_stays_earned_and_the_longest_is_remembered() -> None:
+    ada = customer(PROGRAM)
+    for day in range(7):
+        ada = follow(PROGRAM, ada, "spent", at=NOON + day * DAY)
+    assert [m.name for m in earned(PROGRAM, ada)] == ["week"]
+    again = follow(PROGRAM, ada, "spent", at=NOON + 10 * DAY)
+    assert (again.streak, again.longest_streak) == (1, 7)
+    assert [m.name for m in earned(PROGRAM, again)] == ["week"]
+    assert progress(PROGRAM, again) == ("Ten steps", 0, 10, "a badge")
+
+
+@pytest.mark.parametrize(
+    ("there", "planted", "said"),
+    [
+        ("streak = 7", 'streak = 7\nstreak_of = ["stepp"]', "'stepp' is not declared; use one of step"),
+        ("streak = 7", 'streak = 7\nstreak_of = ["complaint"]', "'complaint' is not declared; use one of step"),
+        ("count = 10", 'count = 10\nstreak_of = ["step"]', "has no streak; add streak = 7, or remove it"),
+    ],
+)
+def test_a_streak_of_nothing_is_refused(there: str, planted: str, said: str) -> None:
+    with pytest.raises(ProgramError, match=said):
+        Program.parse(TOML.replace(there, planted), source="x.toml")
+
+
+def test_an_hour_is_learned_from_steps_that_agree_and_is_forgotten() -> None:
+    ada = customer(PROGRAM, time_zone="Asia/Kolkata")  # half past five hours ahead
+    for day in range(3):
+        ada = follow(PROGRAM, ada, "step", at=NOON + day * DAY)
+    assert ada.hours.hour(at=NOON + 2 * DAY) == pytest.approx(17.5)
+    assert ada.hours.hour(at=NOON + 60 * DAY) is None
+    late = follow(PROGRAM, ada, "step", at=NOON + DAY + 6 * HOUR)
+    assert late.hours.steps == pytest.approx(3.9, abs=0.15), "a late report counts nearly whole"
+    for hour in (3, 9, 15):
+        late = follow(PROGRAM, late, "step", at=NOON + 3 * DAY + hour * HOUR)
+        late = follow(PROGRAM, late, "step", at=NOON + 3 * DAY + hour * HOUR)
+    assert late.hours.hour(at=NOON + 3 * DAY) is None, "at all hours alike"

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from optimizer.customer import Customer, Decayed, Sent, cohort, local_day, utc_offset
 from optimizer.engine import Ask
-from optimizer.guardrails import RULES, Shared, allowed, next_eligible
+from optimizer.guardrails import RULES, Shared, allowed, is_off_beat, next_eligible
 from optimizer.journey import follow, receive, release, settle
 from optimizer.program import DAY, Program
 from tests.small_program import NOON, TOML, customer, optimizer
@@ -245,3 +245,79 @@ def test_the_next_eligible_moment_keeps_the_rhythm(hours: float, at: float, zone
     else:
         assert free(when)
         assert not any(free(t) for t in np.linspace(now, when - 1, 20))
+
+
+# A quick win off the beat, and the customer's own hour.
+
+WINNING = Program.parse(
+    TOML.replace('name = "step"\nkind = "micro"', 'name = "step"\nkind = "micro"\nrequests_decision = true').replace(
+        'kind = "recognition"', 'kind = "recognition"\noff_beat = true'
+    )
+    + RHYTHM.replace("cap_per_day = 1", "cap_per_day = 2"),
+    source="winning.toml",
+)
+
+
+def stepped(program: Program, *nudges: Sent, at: float) -> Customer:
+    return follow(program, active(program, *nudges), "step", at=at)
+
+
+def test_a_quick_win_may_come_off_the_beat_and_nothing_else_may() -> None:
+    beat = sent("badge", NOON - DAY)
+    assert blocked(WINNING, active(WINNING, beat), at=NOON)["timing=now"] == "cadence"
+    ada = stepped(WINNING, beat, at=NOON)
+    assert blocked(WINNING, ada, at=NOON + 60) == {
+        "incentive=coupon": "cadence",
+        "incentive=gift": "cadence",
+        "timing=evening": "cadence",
+    }
+    assert blocked(WINNING, ada, at=NOON + 3601)["timing=now"] == "cadence", "it is not fresh any more"
+    answered = receive(WINNING, ada, replace(sent("badge", NOON + 60), off_beat=True))
+    assert blocked(WINNING, answered, at=NOON + 120)["timing=now"] == "cooldown"
+
+
+def test_caps_and_cooldown_hold_for_quick_wins() -> None:
+    lately = stepped(WINNING, sent("badge", NOON - 1800), at=NOON)
+    assert blocked(WINNING, lately, at=NOON + 1)["timing=now"] == "cooldown"
+
+
+def test_the_rhythm_goes_on_without_what_came_off_the_beat() -> None:
+    beat, win = sent("badge", NOON - DAY), replace(sent("badge", NOON), off_beat=True)
+    assert is_off_beat(WINNING, active(WINNING, beat), at=NOON, deliver_at=NOON)
+    assert not is_off_beat(WINNING, active(WINNING, beat, win), at=NOON + DAY, deliver_at=NOON + DAY)
+    assert "timing=now" not in blocked(WINNING, active(WINNING, beat, win), at=NOON + DAY)
+    assert blocked(WINNING, active(WINNING, beat, sent("badge", NOON)), at=NOON + DAY)["timing=now"] == "cadence"
+
+
+HOURLY = Program.parse(
+    TOML + RHYTHM.replace('within = "6h"', 'within = "6h", hour_within = "2h"'), source="hourly.toml"
+)
+
+
+def usually_at(hour: float) -> Customer:
+    ada = active(HOURLY)
+    for day in range(4):
+        ada = follow(HOURLY, ada, "step", at=NOON + (hour - 12) * HOUR + day * DAY)
+    return ada
+
+
+@pytest.mark.parametrize(
+    ("usual", "now", "free"),
+    [(12, 12, True), (12, 14, True), (12, 14.1, False), (12, 9.9, False), (23, 20, True), (23, 18, False), (4, 9, True),
+     (4, 11, False)],
+)  # fmt: skip
+def test_nudges_keep_near_the_customers_own_hour(usual: float, now: float, free: bool) -> None:  # noqa: FBT001
+    at = NOON + 4 * DAY + (now - 12) * HOUR
+    found = blocked(HOURLY, usually_at(usual), at=at)
+    assert found.get("timing=now", "allowed") == ("allowed" if free else "hour")
+    when = next_eligible(HOURLY, usually_at(usual), at=at)
+    assert (when is None) is free
+    if when is not None:
+        assert "timing=now" not in blocked(HOURLY, usually_at(usual), at=when)
+        assert not any(
+            "timing=now" not in blocked(HOURLY, usually_at(usual), at=t) for t in np.linspace(at, when - 1, 9)
+        )
+
+
+def test_an_hour_that_is_not_known_yet_binds_nobody() -> None:
+    assert "timing=now" not in blocked(HOURLY, active(HOURLY), at=NOON)
