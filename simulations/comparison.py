@@ -33,8 +33,8 @@ PAST = 14
 DEFAULT = ("hold", "fixed", "rules", "uniform", "thompson", "best")
 """Policies that are compared where none is named."""
 
-YARDSTICKS = ("hold", "fixed")
-"""What the others are compared with, where they take part: no nudge, and the best single nudge for all."""
+YARDSTICKS = ("hold", "fixed", "clicks")
+"""What the others are compared with, where they take part: no nudge, the best single nudge for all, greed for clicks."""
 
 LEVEL = 0.95
 FEWEST = 10
@@ -75,6 +75,8 @@ class Against(msgspec.Struct, frozen=True, kw_only=True):
     reward: Spread
     messages: Spread
     opted_out: Spread
+    reward_ratio: Spread
+    messages_ratio: Spread
     conversion_ratio: Spread
     macro_ratio: Spread
     retention_ratio: dict[str, Spread]
@@ -321,6 +323,8 @@ def _against(ours: Sequence[_One], theirs: Sequence[_One], *, name: str) -> Agai
         reward=difference("reward"),
         messages=difference("messages"),
         opted_out=difference("opted_out"),
+        reward_ratio=quotient("reward"),
+        messages_ratio=quotient("messages"),
         conversion_ratio=quotient("conversion"),
         macro_ratio=quotient("macro"),
         retention_ratio={key: quotient(key) for key in ours[0].figures if key.startswith("day ")},

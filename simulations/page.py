@@ -6,9 +6,10 @@ Self-contained: no script, nothing from elsewhere.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from simulations.comparison import Against, Compared, Comparison, Played, Segment, Spread
+from simulations.fitting import Fitted
 from simulations.premortem import Premortem
 from training.report import money
 
@@ -83,7 +84,12 @@ def premortem_html(found: Premortem, *, command: str) -> str:
     return _template("premortem.html").render(c=found, percent=_percent, command=command)
 
 
-def _template(name: str):  # type: ignore[no-untyped-def]  # jinja2's own type
+def fit_html(found: Fitted, *, command: str) -> str:
+    """Return the page of a world that was fitted to a log."""
+    return _template("fit.html").render(c=found, command=command)
+
+
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("simulations"),
         autoescape=True,
@@ -123,6 +129,7 @@ def promises(found: Comparison, played: Played) -> list[Promise]:
         told += [
             _promise(title, f"macro-conversion against {YARDSTICKS[a.yardstick]}", a.macro_ratio, PROMISED["macro"])
             for a in one.against
+            if a.yardstick in YARDSTICKS
         ]
         told += [
             _promise(title, f"retention at {day} against no nudge", kept, PROMISED["retention"])

@@ -12,11 +12,10 @@ import numpy as np
 from scipy.special import ndtri
 
 from optimizer.actions import HOLD, Bools, Floats, Ints
-from optimizer.customer import deliveries
 from optimizer.program import DAY, Clock, Duration, Event, Guardrails, Incentive, Milestone, Program, Stage, Timing, Tone
-from simulations.journeys import Happenings, State, beginning
+from simulations.journeys import Happenings, State, arrive, beginning
 from simulations.population import Population, populate
-from simulations.rollout import ask, facing, live
+from simulations.response import moment, respond
 from simulations.worlds import World
 
 START = 1_767_571_200.0
@@ -47,6 +46,8 @@ class Conducted(NamedTuple):
 
 def conduct(population: Population, plan: Plan, *, days: int) -> Conducted:
     """Give everybody what the plan says, except those who have opted out, and let them live with it."""
+    if [float(t.delay or 0.0) for t in population.program.timings] != [0.0]:
+        raise ValueError("trials send at once: declare one timing, without delay")
     state = beginning(population)
     sent = np.zeros((days, len(population)), dtype=np.intp)
     happened = []
@@ -54,9 +55,11 @@ def conduct(population: Population, plan: Plan, *, days: int) -> Conducted:
         planned = plan(day)
         for start in range(0, len(population), SLOT):
             rows = slice(start, min(start + SLOT, len(population)))
-            asking = ask(population, state, rows=rows, day=day)
+            arrive(population, state, rows=rows, day=day)
             sent[day, rows] = np.where(_left(state, rows), HOLD, planned[rows])
-            found = live(asking, facing(asking, deliveries(population.program, asking.cohort)[0]), sent[day, rows])
+            asks = population.asks(day, rows=rows)
+            now = moment(population, state, rows=rows, day=day, deliver_at=asks[:, None])
+            found = respond(now, state, rows=rows, day=day, actions=sent[day, rows])
             happened.append(found.take(found.event < len(population.effects.events)))
     return Conducted(population, sent, Happenings.concatenate(happened))
 
@@ -101,7 +104,7 @@ def level(name: str, *, cost: float = 0.0) -> Incentive:
 
 # --------------------------------------------------------------------------------------- the gym trial with 54 arms
 
-MEMBERS, ARMS, WEEKS = 61_293, 54, 4
+MEMBERS, ARMS, BEFORE, WEEKS = 61_293, 54, 2, 4
 
 SIGNIFICANT = float(ndtri(0.975))
 """A z score beyond which a lift is significant at 5 %, two-sided."""
@@ -136,7 +139,7 @@ def gym(world: World, *, seed: int, members: int = MEMBERS, everyday: float = 0.
     """Run the trial of Milkman et al. (Nature, 2021) again: 54 four-week programmes of reminders, or nothing.
 
     Every member is assigned one arm at random and is reminded on two planned days a week. Visits are compared by
-    regression on the arm and on the member's own visits in the four weeks before (the trial had a year of them and
+    regression on the arm and on the member's own visits in the two weeks before (the trial had a year of them and
     took members' means away); standard errors are by member.
 
     Args:
@@ -149,15 +152,16 @@ def gym(world: World, *, seed: int, members: int = MEMBERS, everyday: float = 0.
     settled = replace(world, everyday=everyday, season=0.0)
     people = populate(arms, settled, customers=members, seed=seed, start=START)
     arm = np.random.Generator(np.random.Philox(seed)).integers(0, ARMS + 1, size=members)
-    month = 7 * WEEKS
+    before, month = 7 * BEFORE, 7 * WEEKS
 
     def plan(day: int) -> Ints:
-        planned = month <= day < 2 * month and day % 7 in (1, 4)
+        planned = before <= day < before + month and day % 7 in (1, 4)
         return np.where(planned, arm, HOLD)
 
-    visits = conduct(people, plan, days=3 * month).counts("visit").reshape(3, month, -1).sum(axis=1) / WEEKS
-    during, after = (_contrast(visits[i], visits[0], arm) for i in (1, 2))
-    control = float(visits[1][arm == 0].mean())
+    days = conduct(people, plan, days=before + 2 * month).counts("visit")
+    weekly = [7.0 * part.mean(axis=0) for part in np.split(days, [before, before + month])]
+    during, after = (_contrast(weekly[i], weekly[0], arm) for i in (1, 2))
+    control = float(weekly[1][arm == 0].mean())
     return Gym(control, during.difference / control, during.z, after.z)
 
 
@@ -296,7 +300,7 @@ class Progress(NamedTuple):
 
 def progress(world: World, *, seed: int, customers: int = 4_000, everyday: float = 0.025, days: int = 60) -> Progress:
     """Run the car wash of Nunes and Dreze (2006) again: a card of eight, or one of ten with two stamps given."""
-    shares = []
+    shares, everyone = [], slice(0, customers)
     for of, given in ((8, 0), (10, 2)):
         card = Milestone(name="card", title="Card", reward="a wash", event="wash", count=of)
         wash = program((level("card"),), everyday="wash", goal="renewal", value=35.0, milestones=(card,))
@@ -304,7 +308,8 @@ def progress(world: World, *, seed: int, customers: int = 4_000, everyday: float
         state = beginning(people)
         state.counts[:, 0] += given
         for day in range(days):
-            asking = ask(people, state, rows=slice(0, customers), day=day)
-            live(asking, facing(asking, deliveries(wash, asking.cohort)[0]), np.zeros(customers, dtype=np.intp))
+            arrive(people, state, rows=everyone, day=day)
+            now = moment(people, state, rows=everyone, day=day, deliver_at=people.asks(day)[:, None])
+            respond(now, state, rows=everyone, day=day, actions=np.zeros(customers, dtype=np.intp))
         shares.append(float((state.counts[:, 0] >= of).mean()))
     return Progress(shares[0], shares[1])
