@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from optimizer import journey
 from optimizer.customer import Customer, local_day, utc_offset
 from optimizer.events import Decision
+from optimizer.journey import Progress
 from optimizer.program import DAY, PROMPT, Event, Incentive, Message, Program
 
 _LATELY = 7 * DAY
@@ -45,21 +46,29 @@ def hold(reason: str) -> str:
     return _HOLDS.get(reason, _NOTHING)
 
 
-def nudge(program: Program, customer: Customer, made: Decision) -> str | None:
-    """Return why a nudge came to a customer who is as found before it; None where the program says nothing of it.
+def nudge(program: Program, customer: Customer, made: Decision, *, steps: Progress | None) -> str | None:
+    """Return why a nudge came; None where the program says nothing of it.
 
     In another language than English only what the program declares (`because`) is said, word for word.
+
+    Args:
+        program: declares the words.
+        customer: as found before the decision.
+        made: the decision, not hold.
+        steps: the customer's progress, as `journey.progress` has it.
     """
     incentive = program.incentives[program.space.levels[made.action, 0]]
     if program.language != "en":
         words = [w for w in (_declared(program, customer, at=made.at), _stage(program, customer)) if w]
         return f"{words[0][0].upper()}{words[0][1:]}." if words else None
-    clauses = list(_clauses(program, customer, incentive, made=made))
+    clauses = list(_clauses(program, customer, incentive, made=made, steps=steps))
     *most, last = clauses[:3]
     return f"Because {', '.join(most)}, and {last}." if most else f"Because {last}."
 
 
-def _clauses(program: Program, customer: Customer, incentive: Incentive, *, made: Decision) -> Iterator[str]:
+def _clauses(
+    program: Program, customer: Customer, incentive: Incentive, *, made: Decision, steps: Progress | None
+) -> Iterator[str]:
     zone = customer.time_zone or program.guardrails.time_zone
     yield (step := _step(program, customer, incentive, at=made.at, zone=zone))
     if step.startswith("it has been"):
@@ -69,7 +78,7 @@ def _clauses(program: Program, customer: Customer, incentive: Incentive, *, made
     fresh = trigger is not None and trigger.reason == "milestone" and made.at - trigger.at <= PROMPT
     if fresh and (earned := journey.earned(program, customer)):
         yield f"you have reached {_inside(earned[-1].title)}"
-    elif (steps := journey.progress(program, customer)) is not None and steps.done:
+    elif steps is not None and steps.done:
         yield f"you are at {steps.done} of {steps.of} for {_inside(steps.milestone)}"
     elif stage := _stage(program, customer):
         yield stage

@@ -5,6 +5,7 @@
 -- Lua does not roll back, so a row is checked in full before it writes anything.
 local rows = cmsgpack.unpack(ARGV[1])
 local keep, remembered = ARGV[2], tonumber(ARGV[3])
+local now = redis.call('TIME')[1]
 local control
 local used = {}
 
@@ -46,7 +47,7 @@ local function write(row)
   for _, event in ipairs(row[9]) do
     redis.call('XADD', KEYS[1], '*', 'kind', event[1], 'payload', ARGV[event[2]])
   end
-  local fields = {'rev', row[2] + 1}
+  local fields = {'rev', row[2] + 1, 'seen', now}
   for _, field in ipairs(row[8]) do
     fields[#fields + 1] = field[1]
     fields[#fields + 1] = ARGV[field[2]]

@@ -202,9 +202,15 @@ def _settings(folder: Path, address: str) -> list[str]:
         "aof-load-truncated": "yes",
         "save": "",
         "maxmemory-policy": "noeviction",
+        "maxmemory": str(_memory()),
         "databases": "1",
     }
     return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+def _memory() -> int:
+    """Return the bytes that the server may use: what is over is for rewriting its log, and for everybody else."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 6 // 10
 
 
 def _address(folder: Path) -> str:

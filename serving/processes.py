@@ -26,8 +26,33 @@ def store_url(given: Settings) -> Iterator[str]:
     if given.redis_url:
         yield given.redis_url
         return
-    with embedded.serve(given.home / "store") as server:
+    try:
+        server = embedded.Server(given.home / "store")
+        server.start()
+    except (embedded.ServerError, OSError) as error:
+        raise ValueError(str(error)) from error
+    try:
         yield server.url
+    finally:
+        server.stop()
+
+
+def check_store(url: str) -> None:
+    """Raise ValueError where the store answers and must not be used; one that does not answer may come later."""
+    import asyncio  # noqa: PLC0415  (kept beside its one use)
+
+    from serving.store import RefusedError, Store, StoreError  # noqa: PLC0415
+
+    async def look() -> None:
+        async with await Store.open(url):
+            pass
+
+    try:
+        asyncio.run(look())
+    except RefusedError as error:
+        raise ValueError(str(error)) from error
+    except StoreError as error:
+        print(f"nudge: {error}; starting without it: until it answers, every decision is hold", file=sys.stderr)  # noqa: T201
 
 
 def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) -> None:
@@ -38,6 +63,7 @@ def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) 
         os.environ["REDIS_URL"] = url  # what the app, and each of its workers, reads
         if simulated:
             mark_simulated(url)
+        check_store(url)
         follower = _Follower(host, port) if follow else None
         try:
             uvicorn.run(

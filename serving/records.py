@@ -16,8 +16,8 @@ from optimizer.customer import Customer, Sent, new_customer
 from optimizer.events import Decision, Outcome, Scalar
 from optimizer.program import Program
 
-LAYOUT = 1
-"""Version of everything below; a store of another version is refused."""
+LAYOUT = 2
+"""Version of everything below; a store of an older one is migrated at start, one of a newer one is refused."""
 
 
 class Profile(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -57,7 +57,7 @@ def shard_of(customer_id: str, shards: int) -> int:
 
 
 def customer_key(shard: int, customer_id: str) -> str:
-    """Return the key of a customer's hash: `rev`, `profile`, and for each program `journey:` and `released:`."""
+    """Return the key of a customer's hash: `rev`, `seen`, `profile`, and for each program `journey:`, `released:`."""
     return f"{{{shard}}}:customer:{customer_id}"
 
 

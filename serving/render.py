@@ -153,7 +153,7 @@ def _decision(program: Program, customer: Customer, made: Decision, *, propensit
         progress=progress,
         hold_reason=reason,
         next_eligible_at=local_time(eligible, zone) if eligible is not None else None,
-        because=because.nudge(program, customer, made) if reason is None else because.hold(reason),
+        because=because.nudge(program, customer, made, steps=steps) if reason is None else because.hold(reason),
     )
     why = Why(
         arm=made.arm,

@@ -310,7 +310,7 @@ class CustomerChange(_Model):
 class Pause(_Model):
     """What to stop or to go on with: the whole program, a level such as `incentive=coupon`, or `policy=champion`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"level": "incentive=extra-free-month"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"level": "incentive=streak-discount"}]})
 
     level: Annotated[str, Field(min_length=1, max_length=200)] = Field(
         default="program",
@@ -582,13 +582,27 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-class ProblemDocument(BaseModel):
-    """RFC 9457."""
+class ProblemError(BaseModel):
+    """One thing that is wrong with a request: in which field, or of outcomes in which row, and what to do."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: str
-    title: str
-    status: int
     detail: str
-    instance: str | None = None
+    field: str | None = None
+    index: int | None = None
+    code: str | None = None
+
+
+class ProblemDocument(BaseModel):
+    """What is answered instead of a success (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="which kind of problem it is; see Problems in /docs")
+    title: str = Field(description="the kind in words")
+    status: int
+    detail: str = Field(description="what is wrong this time, and what to do")
+    instance: str | None = Field(default=None, description="this occurrence: its end is the request id of the logs")
+    errors: list[ProblemError] | None = Field(
+        default=None, description="each thing that is wrong, where there are many"
+    )

@@ -7,6 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -14,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from optimizer.customer import Trigger
 from optimizer.engine import CHAMPION, Chooser
 from optimizer.events import Outcome
-from optimizer.program import MINOR_UNITS, Attribute, Program
+from optimizer.program import DAY, MINOR_UNITS, Attribute, Program
 from serving import (
     explaining,
     pacer,
@@ -29,9 +30,12 @@ from serving import (
     vitals,
 )
 from serving import hand_off as handing
+from serving import pressure as pressing
 from serving.auth import Gate, Key
 from serving.decider import Breaker, Decider, OverloadedError, Wish, new_id
+from serving.expiry import expire
 from serving.metrics import Metrics
+from serving.pressure import Pressure
 from serving.problems import ProblemError
 from serving.publishing import Follower, Slot
 from serving.schemas import BudgetState, DecideNow, Part, RowError
@@ -48,6 +52,9 @@ _PACE = 2.0
 
 _SWEEP = 5.0
 """Seconds between two looks for reservations that expired."""
+
+_EXPIRE = 3_600.0
+"""Seconds between two looks for customers who have not been seen for long."""
 
 T = TypeVar("T")
 
@@ -80,6 +87,7 @@ class Service:
         rates = settings.shared / "rates" if settings.shared else None
         self.gate = Gate(settings.keys_file, rate=settings.rate, shared=rates)
         self.breaker = Breaker()
+        self.pressure = Pressure()
         self.watch = programs.Watch(settings.programs)
         self.replaced: dict[str, list[Program]] = {}
         self.versions = reloading.Versions()
@@ -113,7 +121,7 @@ class Service:
         sending: list[Callable[[], Awaitable[None]]] = [partial(self._send, t) for t in self.settings.targets]
         for decider in self.deciders.values():
             self.start(reloading.task_of(decider.program), decider.run)
-        for work in (self._follow, self._sweep, self._look, self._pace, *sending):
+        for work in (self._follow, self._sweep, self._look, self._pace, self._press, self._expire, *sending):
             self.start(getattr(work, "__name__", f"send {len(self._tasks)}"), work)
 
     async def close(self) -> None:
@@ -146,7 +154,7 @@ class Service:
         decider = Decider(
             program,
             choosers[CHAMPION],
-            store=lambda: self._store,
+            store=lambda: None if self.pressure.full else self._store,
             metrics=self.metrics,
             size=self.settings.batch,
             queue=self.settings.queue,
@@ -212,7 +220,9 @@ class Service:
     async def _look(self) -> None:
         """Measure now and then what no request shows."""
         while True:
-            await self.vitals.look(self._store, [d.program for d in self.deciders.values()])
+            with suppress(StoreError):  # readiness says so
+                await self.vitals.look(self._store, [d.program for d in self.deciders.values()])
+            await self.readiness()
             await asyncio.sleep(vitals.EVERY)
 
     async def _pace(self) -> None:
@@ -241,6 +251,20 @@ class Service:
                 for program in (decider.program, *self.replaced.get(name, ())):
                     if self._store is not None and program.guardrails.reports_shown:
                         await self._store.sweep(program, now=self._program_time(decider))
+
+    async def _press(self) -> None:
+        """Watch how full the store is."""
+        while True:
+            if self._store is not None:
+                await self.pressure.look(self._store)
+            await asyncio.sleep(pressing.EVERY)
+
+    async def _expire(self) -> None:
+        """Let customers go who have not been seen for long. Simulated ones live by another clock than the server's."""
+        while True:
+            await asyncio.sleep(_EXPIRE)
+            if self._store is not None and not self._store.simulated and self.settings.expire_days:
+                await expire(self._store, after=self.settings.expire_days * DAY)
 
     # What requests need.
 
@@ -385,6 +409,7 @@ class Service:
     async def report(self, key: Key, rows: Mapping[int, schemas.OutcomeReport]) -> Tally:
         """Keep outcomes by index; what is refused is said row by row. A 503 if the store did not keep them all."""
         self.gate.charge(key, len(rows))
+        self.pressure.check()
         store, clock = self.store, self._clock(key)
         errors: list[RowError] = []
         valid: dict[str, dict[int, Outcome]] = {}

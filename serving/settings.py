@@ -31,6 +31,7 @@ class Settings:
         body_bytes: largest request body.
         rate: rows (decisions, outcomes) a second that one API key may send.
         follow_seconds: how often the published policies are looked at.
+        expire_days: after so long without anything a customer leaves the store; 0 keeps all. The archive is untouched.
         log_level: least severity that is logged.
         shared: folder through which the workers of one service add up what they count; None for one process.
         traces: where OpenTelemetry spans are posted; empty to trace nothing.
@@ -51,6 +52,7 @@ class Settings:
     body_bytes: int = 1 << 20
     rate: float = 20_000.0
     follow_seconds: float = 1.0
+    expire_days: float = 400.0
     log_level: str = "info"
     traces: str = ""
     shared: Path | None = None
@@ -100,6 +102,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         body_bytes=int(_number(given, "NUDGE_BODY_BYTES", 1 << 20, low=1_024, high=1 << 28, kind=int)),
         rate=_number(given, "NUDGE_RATE", 20_000.0, low=0.001, high=1e9),
         follow_seconds=_number(given, "NUDGE_FOLLOW_SECONDS", 1.0, low=0.01, high=3_600.0),
+        expire_days=_number(given, "NUDGE_EXPIRE_DAYS", 400.0, low=0.0, high=36_500.0),
         log_level=_one_of(given, "NUDGE_LOG", ("debug", "info", "warning", "error"), default="info"),
         traces=_traces(given),
         shared=Path(given[SHARED]) if SHARED in given else None,

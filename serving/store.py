@@ -30,7 +30,7 @@ from optimizer.actions import FACTORS
 from optimizer.customer import Trigger
 from optimizer.events import Decision, Outcome, Salt, Scalar
 from optimizer.program import Program
-from serving import reads, records, reservations
+from serving import migration, reads, records, reservations
 from serving.calls import ROWS, Before, Call, add_decision, add_outcomes, add_profile, add_release
 from serving.hooks import after_decision
 from serving.reads import Asked, Found, Read, Turn, Wanted
@@ -64,6 +64,10 @@ class StoreError(RuntimeError):
 
     Whether what was to be kept is kept is not known: ask again with the same ids.
     """
+
+
+class RefusedError(StoreError):
+    """The store answers, and must not be used as it is: the message says what to mend. Trying again is of no use."""
 
 
 class Commitment(NamedTuple):
@@ -153,7 +157,7 @@ class Store:
         try:
             pool = ConnectionPool.from_url(url, protocol=2, **once)
         except ValueError as error:
-            raise StoreError(f"{_address(url)!r} is not the address of a store: {error}") from None
+            raise RefusedError(f"{_address(url)!r} is not the address of a store: {error}") from None
         store = cls(pool, address=_address(url), limit=limit)
         try:
             await store._enter(shards=shards, simulated=simulated)
@@ -190,6 +194,12 @@ class Store:
             problems.append("the last write to the append-only file failed: look at the server's disk and its log")
         return problems
 
+    async def fullness(self) -> float:
+        """Return the share of its memory that the server uses; 0 where it may use all there is."""
+        info = _named((await self.command("INFO", "memory")).decode())
+        most = int(info.get("maxmemory", 0))
+        return int(info["used_memory"]) / most if most else 0.0
+
     def shard(self, customer_id: str) -> int:
         """Return the shard that a customer belongs to."""
         return records.shard_of(customer_id, self.shards)
@@ -197,7 +207,7 @@ class Store:
     async def _enter(self, *, shards: int | None, simulated: bool | None) -> None:
         info = await self._info()
         if problems := _losses(info):
-            raise StoreError(f"the store at {self._address} would lose what it acknowledges: {'; '.join(problems)}")
+            raise RefusedError(f"the store at {self._address} would lose what it acknowledges: {'; '.join(problems)}")
         fresh = (
             records.LAYOUT,
             shards or (256 if info.get("cluster_enabled") == "1" else 1),
@@ -209,33 +219,32 @@ class Store:
         layout, salts = map(reads.pairs, await self.run("create", keys, fresh))
         self._check(layout, shards=shards, simulated=simulated)
         self.shards, self.simulated = int(layout[b"shards"]), layout[b"simulated"] == b"1"
+        await migration.migrate(self, version=int(layout[b"version"]))
         self.erasure_key = layout[b"erasure_key"]
         self.salt = Salt(layout[b"salt"].decode(), salts[layout[b"salt"]])
 
     def _check(self, layout: Mapping[bytes, bytes], *, shards: int | None, simulated: bool | None) -> None:
         version, created = int(layout[b"version"]), int(layout[b"shards"])
-        if version != records.LAYOUT:
-            raise StoreError(
+        if version > records.LAYOUT:
+            raise RefusedError(
                 f"the store at {self._address} has layout {version}, this program reads {records.LAYOUT}: "
                 "use the release that wrote it, or another store"
             )
         if shards is not None and shards != created:
-            raise StoreError(
+            raise RefusedError(
                 f"the store at {self._address} was created with {created} shards, not {shards}: "
                 f"open it with {created}; the number is fixed when a store is created"
             )
         was = layout[b"simulated"] == b"1"
         if simulated is not None and simulated != was:
             kinds = {True: "simulated", False: "real"}
-            raise StoreError(
+            raise RefusedError(
                 f"the store at {self._address} was created for {kinds[was]} customers, "
                 f"not for {kinds[simulated]} ones: use another store"
             )
 
     async def _info(self) -> dict[str, str]:
-        text = (await self.command("INFO")).decode()
-        lines = (line.partition(":") for line in text.splitlines() if ":" in line)
-        return {name: value for name, _, value in lines}
+        return _named((await self.command("INFO")).decode())
 
     async def _fsync_policy(self) -> str | None:
         try:
@@ -326,9 +335,7 @@ class Store:
             found, decision, answer = rows[i]
             before = Before(Place(found.customer), found.rev, found.control)
             messages = after_decision(self.targets, decision, answer.partition(b"\n")[0]) if self.targets else ()
-            add_decision(
-                call, program, decision, before=before, answer=answer, shards=self.shards, messages=messages
-            )
+            add_decision(call, program, decision, before=before, answer=answer, shards=self.shards, messages=messages)
 
         verdicts = await self._commit(program.name, [r.decision.customer_id for r in rows], add)
         return [_committed(verdict, row.answer) for verdict, row in zip(verdicts, rows, strict=True)]
@@ -620,6 +627,12 @@ def _address(url: str) -> str:
     """Return a URL without what is secret in it."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _named(info: str) -> dict[str, str]:
+    """Return what INFO says, by name."""
+    lines = (line.partition(":") for line in info.splitlines() if ":" in line)
+    return {name: value for name, _, value in lines}
 
 
 def _losses(info: Mapping[str, str]) -> list[str]:

@@ -146,6 +146,7 @@ def level(name: str, program: Program) -> str:
     if name != "program" and wanted not in names.get(factor, ()):
         example = f"incentive={program.space.incentives[0]}"
         raise InvalidError(
-            "level", f"{name!r} is not a level of {program.name}; use program, a level such as {example}, or policy=champion"
+            "level",
+            f"{name!r} is not a level of {program.name}; use program, a level such as {example}, or policy=champion",
         )
     return name

@@ -37,6 +37,9 @@ _FROZEN_FROM = 200
 _FIXED_FROM = 20
 """Draws of a nudge, and customers, below which it is not said to be the best."""
 
+_FAR = 1e9
+"""What stands for an infinite value of a check: JSON has none."""
+
 _LOOKS = 50
 _RESAMPLES = 1_000
 _SEGMENT_CUSTOMERS = 30
@@ -710,7 +713,9 @@ def _checks(dataset: Dataset, targets: Sequence[Target], seen: Seen, *, scores: 
     for t, score in zip(targets, scores, strict=True):
         if t.role != "today":
             found += _target_checks(t, dataset, seen.readings[t.name], spend=score.spend)
-    return tuple(found)
+    return tuple(
+        msgspec.structs.replace(c, value=float(np.nan_to_num(c.value, posinf=_FAR, neginf=-_FAR))) for c in found
+    )
 
 
 def _target_checks(target: Target, dataset: Dataset, reading: Reading, *, spend: Spend | None) -> list[Check]:

@@ -137,13 +137,20 @@ def condensed(terms: Floats, customers: Ints, *, most: int = MOST_GROUPS) -> Con
     >>> condensed(np.array([1.0, 2.0, 4.0]), np.array([5, 5, 9])).sums.tolist()
     [3.0, 4.0]
     """
-    sums, sizes = _by_customer(terms, customers)
-    if len(sums) <= most:
-        return Condensed(sums, sizes)
-    group = (np.arange(len(sums), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)) % np.uint64(most)
-    codes = group.astype(np.intp)
-    gathered = (np.bincount(codes, weights=x, minlength=most).astype(np.float64) for x in (sums, sizes))
-    return Condensed(*gathered)
+    return Condensed(*_by_customer(terms, gathered(customers, most=most)))
+
+
+def gathered(customers: Ints, *, most: int = MOST_GROUPS) -> Ints:
+    """Return a code (n,) for each round's customer, or, where there are more than `most`, for its group of customers.
+
+    >>> gathered(np.array([5, 9, 5])).tolist(), len(np.unique(gathered(np.arange(9_000))))
+    ([0, 1, 0], 2048)
+    """
+    names, codes = np.unique(customers, return_inverse=True)
+    if len(names) > most:
+        mixed = codes.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        codes = (mixed >> np.uint64(32)) % np.uint64(most)
+    return np.asarray(codes, dtype=np.intp)
 
 
 def bca(

@@ -10,7 +10,7 @@ from optimizer.policy import Rounds
 from training import diagnostics, reward_model, sequence
 from training.dataset import Dataset
 from training.diagnostics import Tally
-from training.ope import ESTIMATORS, Evidence, balanced, dr, pseudo_inverse, rung, weigh
+from training.ope import ESTIMATORS, Evidence, balanced, dr, pseudo_inverse, rung, slope, weigh
 from training.reward_model import RewardModel
 
 BLOCK = 8_192
@@ -21,6 +21,17 @@ PAIRS_UP_TO = 10_000
 
 BALANCED = "balanced-dr"
 """DR with weights over the mixture of all the logging policies."""
+
+
+def rungs_of(evidence: Evidence, factored: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Return DR terms (n,) under each kind of weight, from the least biased to the least spread."""
+    return {"dr": dr(evidence)} | {name: dr(evidence.reweighted(w)) for name, w in factored.items()}
+
+
+def reported(rungs: Mapping[str, Floats]) -> Floats:
+    """Return the terms (n,) of the rung that SLOPE picks: the value that is reported beside DR's."""
+    return slope([*rungs.values()])
+
 
 REWARD = ""
 """The outcome that is the reward itself, among events."""
@@ -93,8 +104,7 @@ class Reading:
 
     def rungs(self) -> dict[str, Floats]:
         """DR terms (n,) under each kind of weight, from the least biased to the least spread."""
-        ladder = {n: w for n, w in self.factored.items() if n != BALANCED}
-        return {"dr": dr(self.evidence)} | {n: dr(self.evidence.reweighted(w)) for n, w in ladder.items()}
+        return rungs_of(self.evidence, {n: w for n, w in self.factored.items() if n != BALANCED})
 
     def estimates(self) -> dict[str, Floats]:
         """Terms (n,) of every estimator, the ladder of factored weights and what SLOPE picks on it."""

@@ -8,7 +8,6 @@ its store.
 import hashlib
 import logging
 import math
-import math
 import os
 import re
 import tempfile

@@ -25,7 +25,7 @@ import aiohttp
 import pyarrow.parquet
 
 from optimizer.program import DAY, Program
-from serving import embedded, records
+from serving import embedded, records, stream
 from serving.archive import archiving
 from serving.store import Store, StoreError
 from tests.e2e.running import free_port
@@ -117,7 +117,7 @@ class World:
         (self.folder / "home" / "programs").mkdir(parents=True)
         (self.folder / "home" / "programs" / "small.toml").write_text(TEXT)
         self._ahead = self.folder / "ahead"
-        self._ahead.write_text(str(DAY))  # noon or night does not matter, but a jump back must not precede the year 2000
+        self._ahead.write_text("0")
         binary, self._slow = slowed(self.folder)
         with embedded.serve(self.folder / "store", binary=binary) as self.server:
             self.proxy = Proxy(self.folder / "proxy.sock", Path(self.server.url.removeprefix("unix://")))
@@ -263,19 +263,15 @@ class World:
         """Cut the connection to the server in the middle of a reply."""
         before = self.proxy.cuts
         self.proxy.cut(self.chance.randrange(4_000))
-        deadline = time.monotonic() + PATIENCE
-        while self.proxy.cuts == before and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)
+        await _until(lambda: self.proxy.cuts > before)
 
     async def disk_full(self) -> None:
-        """Let the server's log grow by some bytes more and no further: the write that reaches the end is a short one."""
+        """Let the server's log grow by some bytes more and no further: the write that reaches the end falls short."""
         pid, files = self.server.pid, sorted((self.folder / "store" / "appendonlydir").glob("*.incr.aof"))
         assert pid is not None
         room = max(file.stat().st_size for file in files) + self.chance.randrange(20_000)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-        deadline = time.monotonic() + PATIENCE
-        while self.server.pid == pid and Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        await _until(lambda: self.server.pid != pid)
 
     async def clock_jump(self) -> None:
         """Let the service's clock jump by up to two days, ahead or back."""
@@ -287,11 +283,11 @@ class World:
         with suppress(StoreError):
             async with await self._store() as store:
                 await self._archive(store, stop_after=stop_after)
-                await asyncio.sleep(0.3)  # its lease lapses
+                await store.command("DEL", records.lease_key(0))  # it lapses, but nobody here waits for it
                 await asyncio.gather(self._archive(store), self._archive(store))
 
     async def _archive(self, store: Store, *, stop_after: int = 1_000_000) -> None:
-        steps = archiving(store, self.folder / "archive", most=200, seconds=0.2)
+        steps = archiving(store, self.folder / "archive", most=200, seconds=30.0)
         for _ in range(stop_after):
             with suppress(StopAsyncIteration):
                 step = await anext(steps)
@@ -318,8 +314,9 @@ class World:
         """Archive the rest and compare what is there with what was acknowledged."""
         async with await self._store() as store:
             await self._look(store)
-            await asyncio.sleep(0.3)
+            await store.command("DEL", records.lease_key(0))
             await self._archive(store)
+            assert await stream.backlog(store) == 0
         rows = Counter(_archived(self.folder / "archive"))
         acknowledged = {("decision", *d) for d in self.counts.decided} | {("outcome", *o) for o in self.counts.reported}
         self.counts.lost = len(acknowledged - set(rows))
@@ -348,6 +345,13 @@ async def run(folder: Path, *, seed: int, points: int) -> Counts:
         for kind in kinds:
             await world.point(kind)
     return world.counts
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline, "it did not fail"
+        await asyncio.sleep(0.005)
 
 
 def slowed(folder: Path) -> tuple[Path | None, Path]:

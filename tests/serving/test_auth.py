@@ -75,6 +75,49 @@ def test_a_rotated_key_keeps_its_scopes_and_ends_the_old_one(file: Path) -> None
     assert not key.may_see("other")
 
 
+def test_with_an_overlap_the_old_key_goes_on_until_it_ends(file: Path) -> None:
+    clock, today = Time(), Time()
+    old = auth.create(file, "app", scopes=["decide"])
+    new = auth.rotate(file, "app", overlap=60.0, now=today.now)
+    gate = Gate(file, rate=1.0, clock=clock, today=today)
+    assert {gate.admit(asked(key=token), "decide").name for token in (old, new)} == {"app"}
+    assert [("ends_at" in k) for k in auth.listed(file)] == [True, False]
+    today.now += 59.0
+    gate.admit(asked(key=old), "decide")
+    today.now += 1.0
+    assert "overlap has ended" in refusal(gate, asked(key=old)).detail
+    gate.admit(asked(key=new), "decide")
+
+
+def test_a_second_rotation_never_lets_an_older_key_live_longer(file: Path) -> None:
+    today = Time()
+    first = auth.create(file, "app", scopes=["decide"])
+    auth.rotate(file, "app", overlap=60.0, now=today.now)
+    auth.rotate(file, "app", overlap=600.0, now=today.now)
+    gate = Gate(file, rate=1.0, today=today)
+    today.now += 60.0
+    assert refusal(gate, asked(key=first)).status == 401
+
+
+def test_revoking_a_rotated_key_ends_both(file: Path) -> None:
+    old = auth.create(file, "app", scopes=["decide"])
+    new = auth.rotate(file, "app", overlap=3_600.0)
+    auth.revoke(file, "app")
+    gate = Gate(file, rate=1.0)
+    for token in (old, new):
+        assert refusal(gate, asked(key=token)).status == 401
+
+
+def test_a_key_and_the_one_that_replaces_it_share_their_rate(file: Path) -> None:
+    clock = Time()
+    tokens = [auth.create(file, "app", scopes=["decide"]), auth.rotate(file, "app", overlap=3_600.0)]
+    gate = Gate(file, rate=1.0, clock=clock)
+    one, other = (gate.admit(asked(key=t), "decide") for t in tokens)
+    gate.charge(one, 2)
+    with pytest.raises(ProblemError):
+        gate.charge(other, 1)
+
+
 def test_a_revoked_key_is_useless_and_the_service_does_not_open(file: Path) -> None:
     clock = Time()
     token = auth.create(file, "app", scopes=["decide"])

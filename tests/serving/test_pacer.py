@@ -175,4 +175,3 @@ def test_the_service_paces_and_shows_what_is_left(server: Server, tmp_path: Path
     assert budget["left"] == pytest.approx(1000.0 - budget["spent"])
     assert budget["price"] >= 0
     assert budget["ends_at"].endswith("00:00:00Z")
-

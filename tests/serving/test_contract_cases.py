@@ -1,0 +1,84 @@
+"""The OpenAPI document is kept: whatever a client sends, no answer is a 5xx or other than documented."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hypothesis
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck
+from schemathesis import checks
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from serving import embedded
+from serving.settings import Settings
+from tests.e2e.running import call
+from tests.serving.running import running, write_program
+
+KEPT = [
+    checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_schema_conformance,
+]
+
+
+@contextmanager
+def served(home: Path) -> Iterator[str]:
+    """Serve a program in which somebody is known."""
+    write_program(home)
+    with embedded.serve(home / "store") as server, running(Settings(home=home, redis_url=server.url)) as service:
+        known = {"program": "small", "customer_id": "0", "decision_id": "0"}
+        assert call("POST", f"{service.url}/v1/decide", known)[0] == 200
+        yield service.url
+
+
+def try_out(url: str, *, cases: int) -> dict[str, int]:
+    """Send about so many cases, evenly over all calls, until an answer is wrong; return how many of each."""
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    each, sent = -(-cases // len(operations)), dict[str, int]()
+    with requests.Session() as session:
+        for operation in operations:
+            sent[operation.label] = _tried(operation, session, cases=each)
+    return sent
+
+
+def _tried(operation: schemathesis.APIOperation, session: requests.Session, *, cases: int) -> int:
+    sent = 0
+
+    @hypothesis.settings(
+        max_examples=cases,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @hypothesis.given(case=operation.as_strategy())
+    def holds(case: schemathesis.Case) -> None:
+        nonlocal sent
+        sent += 1
+        case.call_and_validate(session=session, checks=KEPT)
+
+    holds()
+    return sent
+
+
+@pytest.mark.slow
+def test_a_thousand_cases_over_all_calls_are_answered_as_documented(tmp_path: Path) -> None:
+    with served(tmp_path) as url:
+        sent = try_out(url, cases=1_000)
+    print(sent)
+    assert sum(sent.values()) >= 900
+    assert {"POST /v1/decide", "POST /v1/outcomes", "PUT /v1/customers/{customer_id}", "GET /readyz"} <= set(sent)
+
+
+@pytest.mark.soak
+def test_ten_thousand_cases_over_all_calls_are_answered_as_documented(tmp_path: Path) -> None:
+    with served(tmp_path) as url:
+        sent = try_out(url, cases=10_000)
+    print(sent)
+    assert sum(sent.values()) >= 9_000
