@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check lint bench soak lock clean
+.PHONY: help demo serve test check lint audit bench soak lock clean
 
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 WORKERS ?= auto
@@ -37,6 +37,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+audit: $(READY)  ## look up known faults in what we depend on (STRICT=1 fails where no source answers)
+	@$(BIN)/python .ci/audit
 
 bench: $(READY)  ## every benchmark beside its peer, and the table (BENCH="name ..." to choose)
 	@$(BIN)/python -m benchmarks $(BENCH)
