@@ -85,6 +85,34 @@ def erase(customers: tuple[str, ...], as_json: bool) -> None:
     output.show(loop.erase(customers), as_json=as_json)
 
 
+@main.command()
+@click.argument("target", metavar="DEST", type=click.Path(path_type=Path))
+@as_json
+def backup(target: Path, as_json: bool) -> None:
+    """Write store, archive, keys, programs and registry, as of one moment, into a new folder. The service goes on."""
+    import asyncio
+    import time
+
+    from serving import backup as keeping
+    from serving import embedded, output, settings
+
+    given = settings.load()
+    with embedded.address(given) as url:
+        work = keeping.back_up(given, target, url=url, registry=Path("mlruns"), now=time.time())
+        output.show(asyncio.run(work), as_json=as_json)
+
+
+@main.command()
+@click.argument("source", metavar="SRC", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@as_json
+def restore(source: Path, as_json: bool) -> None:
+    """Put a backup into an empty NUDGE_HOME, once every file is found to be as it was written. Replaces nothing."""
+    from serving import backup as keeping
+    from serving import output, settings
+
+    output.show(keeping.restore(source, settings.load(), registry=Path("mlruns")), as_json=as_json)
+
+
 @main.group()
 def keys() -> None:
     """Make, list, rotate and revoke API keys."""
@@ -421,7 +449,9 @@ def program_show(program: str, target: Path | None, log: bool, as_json: bool) ->
 @main.command()
 @click.argument("worlds", nargs=-1, metavar="[WORLD]...")
 @click.option("--program", default="fitness-coaching", show_default=True, metavar="PROGRAM", help="What is simulated.")
-@click.option("--policy", "policies", multiple=True, metavar="NAME", help="A policy, or a saved one's folder; repeatable.")
+@click.option(
+    "--policy", "policies", multiple=True, metavar="NAME", help="A policy, or a saved one's folder; repeatable."
+)
 @click.option("--customers", default=1_000, show_default=True, type=click.IntRange(1, 10_000_000), help="How many.")
 @click.option("--days", default=28, show_default=True, type=click.IntRange(1, 1_000), help="After two weeks at random.")
 @click.option("--replications", default=3, show_default=True, type=click.IntRange(1, 1_000), help="For intervals.")

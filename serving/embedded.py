@@ -204,6 +204,7 @@ def _settings(folder: Path, address: str) -> list[str]:
         "maxmemory-policy": "noeviction",
         "maxmemory": str(_memory()),
         "databases": "1",
+        "repl-diskless-sync-delay": "0",  # a backup asks as a replica would, and comes alone
     }
     return [word for name, value in settings.items() for word in (f"--{name}", value)]
 

@@ -603,12 +603,20 @@ def simulate(
     elif premortem is not None:
         about = find(premortem)
         found = trouble.run(about, policy=next(iter(policies), "thompson"), **sizes, progress=progress)
-        data, table, text = msgspec.to_builtins(found), trouble.table(found), page.premortem_html(found, command=command)
+        data, table, text = (
+            msgspec.to_builtins(found),
+            trouble.table(found),
+            page.premortem_html(found, command=command),
+        )
         figures = trouble.figures(found)
     else:
         about = find(program)
         compared = comparison.run(about, worlds, policies=policies, trials=trials, **sizes, progress=progress)
-        data, table, text = msgspec.to_builtins(compared), comparison.table(compared), page.html(compared, command=command)
+        data, table, text = (
+            msgspec.to_builtins(compared),
+            comparison.table(compared),
+            page.html(compared, command=command),
+        )
         figures = comparison.figures(compared)
     wrote = []
     if output is not None:
@@ -616,6 +624,8 @@ def simulate(
         wrote.append(f"wrote {output}")
     if mlflow:
         files: dict[str, str | bytes] = {"simulation.html": text, "simulation.json": msgspec.json.encode(data)}
-        run = Registry.open().log_simulation(about.name, figures=figures, files=files, params={"command": command, **sizes})
+        run = Registry.open().log_simulation(
+            about.name, figures=figures, files=files, params={"command": command, **sizes}
+        )
         wrote.append(f"logged to MLflow as run {run}")
     return Simulated(data=data, table=table, wrote="\n".join(wrote))

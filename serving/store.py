@@ -9,7 +9,7 @@ carries the customer's shard as its hash tag, so a commit is one script on one s
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -306,6 +306,34 @@ class Store:
         heard = [await _answer(connection) for _ in range(answers)]
         self._idle.append(connection)
         return heard
+
+    async def snapshot(self) -> AsyncIterator[bytes]:
+        """Yield the server's snapshot of one moment (RDB), part by part, as a replica would get it.
+
+        StoreError on a cluster, whose nodes each have their own, and where the server does not let us.
+        """
+        if (await self._info()).get("cluster_enabled") == "1":
+            raise StoreError(f"the store at {self._address} is a cluster: back up each node by its own tools")
+        connection = self._connection()
+        try:
+            async with asyncio.timeout(self._limit):
+                await self._converse_on(connection, ("REPLCONF", "capa", "eof"))  # sent at once, from memory
+                await connection.send_packed_command(hiredis.pack_command(("SYNC",)), check_health=False)
+            reader = connection._reader  # noqa: SLF001  (what follows is no answer that the client can read)
+            if reader is None:
+                raise StoreError(f"the store at {self._address} closed the connection")
+            async for part in _received(reader, limit=self._limit):
+                yield part
+        except (TimeoutError, OSError, EOFError, RedisError) as error:
+            what = str(error) or type(error).__name__
+            raise StoreError(f"the store at {self._address} failed while it gave its snapshot: {what}") from error
+        finally:
+            await connection.disconnect(nowait=True)
+
+    @staticmethod
+    async def _converse_on(connection: Connection, words: Sequence[Word]) -> None:
+        await connection.send_packed_command(hiredis.pack_command(tuple(words)), check_health=False)  # type: ignore[arg-type]  # wrong stub
+        await connection.read_response()
 
     # The decide path.
 
@@ -614,6 +642,30 @@ async def _answer(connection: Connection) -> object:
         return await connection.read_response()
     except ResponseError as refused:  # an answer like any other: those after it must be read too
         return refused
+
+
+async def _received(reader: asyncio.StreamReader, *, limit: float) -> AsyncIterator[bytes]:
+    """Yield a snapshot as a replica gets it: `$<length>` and so many bytes, or `$EOF:<mark>` and all up to the mark."""
+    line = b""
+    while not line:  # empty lines say that the server is still preparing
+        async with asyncio.timeout(limit):
+            line = (await reader.readuntil(b"\n")).strip()
+    if not line.startswith(b"$"):
+        raise EOFError(line.decode())
+    mark = line.removeprefix(b"$EOF:") if line.startswith(b"$EOF:") else b""
+    left, held = 0 if mark else int(line[1:]), b""
+    while mark or left:
+        async with asyncio.timeout(limit):
+            part = await reader.read(1 << 20)
+        if not part:
+            raise EOFError("it gave only a part")
+        held += part
+        if mark and held.endswith(mark):
+            yield held.removesuffix(mark)
+            return
+        ready = held[: -len(mark)] if mark else held[:left]
+        left, held = left - len(ready) if not mark else 0, held[len(ready) :] if mark else b""
+        yield ready
 
 
 @cache

@@ -53,6 +53,12 @@ async def leave(store: Store, lease: Lease) -> None:
     await _step(store, lease, "leave")
 
 
+async def hold(store: Store, lease: Lease) -> None:
+    """Keep the lease for its seconds from now on; `LeaseLostError` if it is gone."""
+    if not await _step(store, lease, "hold"):
+        raise LeaseLostError(f"shard {lease.shard}: the lease lapsed while it was held")
+
+
 async def planned(store: Store, shard: int) -> Plan | None:
     """Return the plan that somebody committed and did not finish, if there is one."""
     first, last, count = await store.command("HMGET", records.archiver_key(shard), "first", "last", "count")

@@ -180,7 +180,7 @@ def test_a_customer_sees_progress_rewards_and_why_the_latest_nudge_came(server: 
             await store.command("FLUSHALL")
         async with ClientSession(url) as session:
             client = Client(session)
-            await client.decide("ada")
+            await client.decide("ada", without={"timing": ["evening"]})
             steps = [
                 {"outcome_id": f"o{i}", "program": "small", "customer_id": "ada", "event": "step"} for i in range(10)
             ]

@@ -159,7 +159,7 @@ async def test_a_service_that_hangs_costs_no_more_than_the_time_given(service: R
         with pytest.raises(UnreachableError):
             await nudge.decide("small", "slow")
         assert clock() - started < 2.0
-    async with through(service, ["hang"]) as url, Client(url, seconds=10.0) as nudge:
+    async with through(service, ["hang"]) as url, Client(url, seconds=4.0) as nudge:
         assert not (await nudge.decide("small", "slow")).degraded, "a call that hangs leaves time for another"
 
 

@@ -28,7 +28,13 @@ REPORTING = OPEN + "reports_shown = true\n"
 def service(tmp_path: Path) -> Iterator[Running]:
     write_program(tmp_path, extra=REPORTING)
     with embedded.serve(tmp_path / "store") as server:
-        settings = Settings(home=tmp_path, redis_url=server.url, archive=tmp_path / "archive")
+        settings = Settings(
+            home=tmp_path,
+            redis_url=server.url,
+            archive=tmp_path / "archive",
+            decide_seconds=60.0,  # a batch of one customer is decided one by one
+            store_seconds=30.0,
+        )
         with running(settings) as service:
             yield service
 

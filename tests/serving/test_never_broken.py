@@ -15,12 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from optimizer.customer import new_customer
+from optimizer.engine import Ask
 from optimizer.events import Outcome
+from optimizer.guardrails import Request, Shared
+from optimizer.journey import follow
 from optimizer.program import Program
 from serving.embedded import Server, serve
+from serving.reservations import reserve
 from serving.store import Commitment, Store
 from tests.contracts.steps import outcome, propose
-from tests.small_program import NOON, TOML
+from tests.small_program import NOON, TOML, optimizer
 
 HOUR, DAY = 3_600.0, 86_400.0
 PEOPLE = {"ada": ("Europe/Paris", "free"), "bob": ("America/New_York", "gold"), "cy": ("Asia/Kolkata", "free")}
@@ -373,3 +378,18 @@ def test_the_judge_sees_what_is_broken() -> None:
     gifts.events = []
     with pytest.raises(AssertionError, match="without momentum"):
         judge(PROGRAMS["money"], {"ada": gifts})
+
+
+def test_a_quick_win_is_kept_as_off_the_beat() -> None:
+    program = PROGRAMS["rhythm"]
+    ada = new_customer(program, "ada", at=NOON)
+    flags = []
+    for hours in (0.0, 7.0, 24.0):
+        at = NOON + hours * HOUR
+        ada = follow(program, ada, "step", at=at)
+        asks = [Ask(ada, f"{hours}-{i}", at, {}, Request({"timing": ["now"]})) for i in range(60)]
+        made = next(d for a in asks if (d := optimizer(program).decide([a], Shared.unlimited(program))[0]).action)
+        ada = reserve(program, ada, made)
+        flags.append((made.action_name.partition("/")[0], ada.sent[-1].off_beat))
+    assert flags[1] == ("badge", True)
+    assert (flags[0][1], flags[2][1]) == (False, False)
