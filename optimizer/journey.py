@@ -173,12 +173,14 @@ def release(program: Program, customer: Customer, decision_id: str) -> Customer:
 
 def progress(program: Program, customer: Customer) -> Progress | None:
     """Return the nearest milestone that is not reached yet, by share done; None where all are reached."""
-    steps = [(done(m, customer), m) for m in program.milestones if not reached(m, customer)]
-    ahead = [(so_far / m.of, so_far, m) for so_far, m in steps]
-    if not ahead:
-        return None
-    _, steps_done, milestone = max(ahead, key=lambda x: x[0])
-    return Progress(milestone.title, steps_done, milestone.of, milestone.reward)
+    nearest, best = None, -1.0
+    for milestone in program.milestones:
+        if reached(milestone, customer):
+            continue
+        steps = done(milestone, customer)
+        if steps / milestone.of > best:
+            nearest, best = Progress(milestone.title, steps, milestone.of, milestone.reward), steps / milestone.of
+    return nearest
 
 
 def earned(program: Program, customer: Customer) -> list[Milestone]:
@@ -195,11 +197,11 @@ def done(milestone: Milestone, customer: Customer) -> int:
 
 def reached(milestone: Milestone, customer: Customer) -> bool:
     """Return whether a customer has ever reached a milestone."""
-    longest = customer.longest_streak
+    if milestone.event is not None:
+        return customer.counts.get(milestone.event, 0) >= milestone.of
     if milestone.streak_of:
-        longest = customer.streaks.get(milestone.name, Streak()).longest
-    steps = done(milestone, customer)
-    return (steps if milestone.event is not None else max(steps, longest)) >= milestone.of
+        return customer.streaks.get(milestone.name, Streak()).longest >= milestone.of
+    return max(customer.streak, customer.longest_streak) >= milestone.of
 
 
 def stage_values(program: Program, *, transitions: Floats, rewards: Floats, prior: float = 1.0) -> Floats:

@@ -35,8 +35,9 @@ class Greedy(Kept):
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
         model = self.model
-        asked = {"allowed": allowed, "prices": prices, "ladders": model.ladders}
-        return weigh(model.layout, model.weights, contexts, **asked, scale=Scale(flat=np.inf))
+        to, used, ladders = model.layout, model.weights, model.ladders
+        scale = Scale(flat=np.inf)
+        return weigh(to, used, contexts, allowed=allowed, prices=prices, ladders=ladders, scale=scale)
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""

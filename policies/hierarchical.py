@@ -105,8 +105,8 @@ class Hierarchical(Kept):
     @classmethod
     def unpacked(cls, packed: Saved, space: ActionSpace) -> Self:
         policy = cls.__new__(cls)
-        policy._set(space, segments=_names(packed, "segments"), slopes=_names(packed, "slopes"))
-        policy.inner = Thompson.unpacked(packed.part("inner"), policy._wide)
+        policy._set(space, segments=_names(packed, "segments"), slopes=_names(packed, "slopes"))  # noqa: SLF001
+        policy.inner = Thompson.unpacked(packed.part("inner"), policy._wide)  # noqa: SLF001  (its own)
         return policy
 
 

@@ -44,8 +44,8 @@ class Logistic(Kept):
 
     `log-odds = m(x) + tau(x, a)` with the factored `tau` of `thompson`, at its posterior mode, the scales of the
     effects found by Laplace's approximation (MacKay 1992). Gains are differences of expected rewards; probabilities are
-    those of `squarecb`. A logistic reward is refitted, not merged: it learns from the rounds of one call, learning again
-    starts anew, and sums from shards are refused.
+    those of `squarecb`. A logistic reward is refitted, not merged: it learns from the rounds of one call, learning
+    again starts anew, and sums from shards are refused.
 
     Args:
         space: the actions and features.
@@ -59,9 +59,7 @@ class Logistic(Kept):
 
     name: ClassVar[str] = "logistic"
 
-    def __init__(
-        self, space: ActionSpace, *, lowest: float = 0.0, highest: float = 1.0, scale: float = 10.0
-    ) -> None:
+    def __init__(self, space: ActionSpace, *, lowest: float = 0.0, highest: float = 1.0, scale: float = 10.0) -> None:
         if not (-np.inf < lowest < highest < np.inf and 0 < scale < np.inf):
             raise ValueError(
                 f"lowest = {lowest!r}, highest = {highest!r}, scale = {scale!r}: expected lowest < highest and a "
@@ -111,7 +109,9 @@ class Logistic(Kept):
 
     def absorb(self, statistics: Statistics) -> NoReturn:
         """Refuse: no sums over rounds are enough."""
-        raise ValueError("logistic does not add shards up: a logistic reward is refitted; learn from all rounds at once")
+        raise ValueError(
+            "logistic does not add shards up: a logistic reward is refitted; learn from all rounds at once"
+        )
 
     def packed(self) -> Saved:
         f = self.fitted
@@ -181,17 +181,15 @@ def _mode(
             continue
         gained, at, value = found - value, moved, found
         curvature[np.diag_indices_from(curvature)] += precision
-        step = np.linalg.solve(curvature, slope - precision * at)
+        step = np.asarray(np.linalg.solve(curvature, slope - precision * at), dtype=np.float64)
         if gained < 1e-6 * max(abs(value), 1.0):
             break
     _, _, curvature = _sums(named, rounds, shares, units=units, at=at)
     curvature[np.diag_indices_from(curvature)] += precision
-    return at, np.linalg.inv(curvature)
+    return at, np.asarray(np.linalg.inv(curvature), dtype=np.float64)
 
 
-def _sums(
-    named: Layout, rounds: Rounds, shares: Floats, *, units: Floats, at: Floats
-) -> tuple[float, Floats, Floats]:
+def _sums(named: Layout, rounds: Rounds, shares: Floats, *, units: Floats, at: Floats) -> tuple[float, Floats, Floats]:
     """Return log likelihood, its slope and its curvature, negated; a block of rounds at a time."""
     value, slope, curvature = 0.0, np.zeros(len(at)), np.zeros((len(at), len(at)))
     for first in range(0, len(rounds), _BLOCK):

@@ -54,16 +54,19 @@ class Sums:
     def differences(self) -> Floats:
         """Shape (l,): mean reward where the arm was taken less where it was eligible and left, drawn towards 0."""
         known = np.minimum(_effective(self.taken), _effective(self.left))
-        return (_mean(self.taken) - _mean(self.left)) * known / (known + STRENGTH)
+        differences: Floats = (_mean(self.taken) - _mean(self.left)) * known / (known + STRENGTH)
+        return differences
 
 
 def _mean(sums: Floats) -> Floats:
-    return np.divide(sums[1], sums[0], out=np.zeros(sums.shape[1]), where=sums[0] > 0)
+    means: Floats = np.divide(sums[1], sums[0], out=np.zeros(sums.shape[1]), where=sums[0] > 0)
+    return means
 
 
 def _effective(sums: Floats) -> Floats:
     """Shape (l,): how many rounds of equal weight tell as much (Kish 1965)."""
-    return np.divide(sums[0] ** 2, sums[2], out=np.zeros(sums.shape[1]), where=sums[2] > 0)
+    counts: Floats = np.divide(sums[0] ** 2, sums[2], out=np.zeros(sums.shape[1]), where=sums[2] > 0)
+    return counts
 
 
 class Recovering(Kept):
@@ -73,7 +76,8 @@ class Recovering(Kept):
     reward when it was chosen and when it could have been but was not, both weighted by the logged probabilities, so an
     arm that is eligible at good moments is not credited with them. An action's score is that of nudging at all and of
     its levels. A level that was sent `d` days ago loses `penalty x 2 ** (-d / recovery)`. Probabilities are exact:
-    the softmax over the allowed of (score - penalty - price) / temperature. Where effects depend on the context prefer `thompson`.
+    the softmax over the allowed of (score - penalty - price) / temperature. Where effects depend on the context
+    prefer `thompson`.
 
     How lately is read from the context: `nudge_recency=coupon`, where the program has such a feature for an
     incentive, tone or timing, otherwise `nudge_recency` for every nudge alike; both exp(-days).
@@ -123,9 +127,12 @@ class Recovering(Kept):
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
         scores = self._scores - self.penalties(contexts) - prices
-        scores = np.where(allowed, (scores - scores.max(axis=1, keepdims=True, where=allowed, initial=-np.inf)), -np.inf)
+        scores = np.where(
+            allowed, (scores - scores.max(axis=1, keepdims=True, where=allowed, initial=-np.inf)), -np.inf
+        )
         weights = np.where(allowed, np.exp(scores / self.width) if np.isfinite(self.width) else 1.0, 0.0)
-        return weights / weights.sum(axis=1, keepdims=True)
+        p: Floats = weights / weights.sum(axis=1, keepdims=True)
+        return p
 
     def penalties(self, contexts: Floats) -> Floats:
         """Return what lately sent levels lose (n, k), in reward units: the most recent of an action's levels counts."""

@@ -57,8 +57,8 @@ class SquareCB(Kept):
         check(self.space, contexts, allowed=allowed, prices=prices)
         model = self.model
         scale = Scale(per_action=self.gamma)
-        asked = {"allowed": allowed, "prices": prices, "ladders": model.ladders}
-        return weigh(model.layout, model.weights, contexts, **asked, scale=scale)
+        to, used, ladders = model.layout, model.weights, model.ladders
+        return weigh(to, used, contexts, allowed=allowed, prices=prices, ladders=ladders, scale=scale)
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""
@@ -125,7 +125,7 @@ def weigh(
     return p
 
 
-def _weigh(  # noqa: C901, PLR0917  (numba takes arguments by position, and wants its loops in one place)
+def _weigh(  # noqa: C901, PLR0912, PLR0917  (numba takes arguments by position, and wants its loops in one place)
     levels: Floats,
     cells: Floats,
     x: Floats,

@@ -69,8 +69,9 @@ class Thompson(Kept):
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
         x = self.model.layout.design(contexts)
-        asked = {"sizes": self.space.shape, "allowed": allowed, "prices": prices, "ladders": self.model.ladders}
-        return votes(self._weights, x, **asked) / self.members
+        shape, ladders = self.space.shape, self.model.ladders
+        counted = votes(self._weights, x, sizes=shape, allowed=allowed, prices=prices, ladders=ladders)
+        return counted / self.members
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""
@@ -157,7 +158,7 @@ def count(  # noqa: PLR0917  (the same arguments as the compiled one)
         np.add.at(counts[row], scores.argmax(axis=0), 1.0)
 
 
-def _count_by_member(  # noqa: C901, PLR0917  (numba takes arguments by position, and wants its loops in one place)
+def _count_by_member(  # noqa: C901, PLR0912, PLR0917  (numba takes arguments by position, and wants its loops in one place)
     levels: Floats32,
     cells: Floats32,
     x: Floats32,

@@ -168,8 +168,8 @@ class Vowpal(Kept):
         if told.explore == "squarecb":
             scale = Scale(flat=told.gamma_scale * self._n**told.gamma_exponent)
             named = self._members[0].layout
-            asked = {"allowed": allowed, "prices": prices, "ladders": self._ladders}
-            return weigh(named, self._gains, contexts, **asked, scale=scale)
+            ladders = self._ladders
+            return weigh(named, self._gains, contexts, allowed=allowed, prices=prices, ladders=ladders, scale=scale)
         for member in self._members:
             costs = np.where(allowed, member.costs(contexts) + prices, np.inf)
             best = _tied(costs)

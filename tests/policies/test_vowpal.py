@@ -38,13 +38,25 @@ ODD = ActionSpace(
 @pytest.mark.parametrize("space", [SPACE, ODD], ids=["plain", "odd"])
 def test_compiled_probabilities_are_those_of_vw(arguments: str, space: ActionSpace, tmp_path: Path) -> None:
     """Over 200 random contexts and masks, to 1e-5; with 12 bits many of the features share a weight."""
+    _is_equal(arguments, space, tmp_path, asked=200)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("arguments", ["--squarecb --gamma_scale 100", "--epsilon 0.1", "--bag 5 --epsilon 0.1"])
+def test_compiled_probabilities_are_those_of_vw_ten_thousand_times(arguments: str, tmp_path: Path) -> None:
+    """To 1e-5 in each of 10,000 random contexts and masks."""
+    _is_equal(arguments, SPACE, tmp_path, asked=10_000)
+
+
+def _is_equal(arguments: str, space: ActionSpace, folder: Path, *, asked: int) -> None:
     from vowpalwabbit import Workspace
 
     policy = Vowpal(space, arguments=arguments)
     policy.learn(logged(300, seed=3, space=space))
-    (tmp_path / "model").write_bytes(policy.packed().arrays["model"].tobytes())
-    workspace = Workspace(f"--quiet -t -i {tmp_path / 'model'}")
-    x, allowed = 2 * contexts(200, seed=4, space=space), masks(200, seed=4, k=space.k)
+    (folder / "model").write_bytes(policy.packed().arrays["model"].tobytes())
+    workspace = Workspace(f"--quiet -t -i {folder / 'model'}")
+    x, allowed = 2 * contexts(asked, seed=4, space=space), masks(asked, seed=4, k=space.k)
     named = layout(space)
     columns, lines = features(named), actions(named)
     compiled = policy.probabilities(x, allowed, np.zeros(space.k))
