@@ -20,8 +20,13 @@ from optimizer.journey import stage_values
 from optimizer.policy import Rounds
 from optimizer.program import DAY, MINOR_UNITS, Program
 from training import events as log
+from training.ope import SUM_TOLERANCE
 
 _CONTEXTS = msgspec.json.Decoder(dict[str, Scalar])
+_CHECKED = 8_192
+"""Vectors that are checked at a time."""
+
+_RESTORE = "log the vector that was drawn from; restore the file from a backup, or move it out of the archive"
 _BLOCKS = msgspec.json.Decoder(dict[str, str])
 
 
@@ -146,8 +151,10 @@ def load(archive: Path, program: Program, *, now: float | None = None, arms: Arm
     decisions = table.filter(pc.field("kind") == "decision").sort_by([("at", "ascending"), ("id", "ascending")])
     left_out = [HOLDOUT] if arms == "judging" else [HOLDOUT, EVALUATION]
     decisions = decisions.filter(pc.invert(pc.is_in(decisions["arm"], pa.array(left_out))))
-    happened = _outcomes(table)
+    happened = outcomes_of(table)
     versions = log.versions(archive, program.name)
+    if (fault := _fault(decisions, versions)) is not None:
+        raise ValueError(f"{log.place(archive, program.name, fault.id)}, {fault}")
     now = _last_entry(table) if now is None else now
     return _join(program, decisions, happened, versions=versions, now=now)
 
@@ -160,6 +167,57 @@ def _last_entry(table: pa.Table) -> float:
     return float(max(pc.max(decided["at"]).as_py(), pc.max(table["received_at"]).as_py() or 0.0))
 
 
+class _Fault(NamedTuple):
+    """What is wrong with a decision, in which column, and what to do."""
+
+    id: str
+    column: str
+    problem: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"column {self.column}: {self.problem}; {self.mend}"
+
+
+def _fault(decisions: pa.Table, versions: Mapping[str, Program]) -> _Fault | None:
+    """Return the first decision that could not have been made as it is logged, or None."""
+    ids, drawn = decisions["id"], np.asarray(decisions["action"].to_numpy(), dtype=np.intp)
+    version, logged = _objects(decisions["program_version"]), _objects(decisions["probabilities"])
+    for name in dict.fromkeys(version.tolist()):
+        rows = np.flatnonzero(version == name)
+        if name not in versions:
+            mend = (
+                "its text is not in the archive: restore versions/ from a backup, or move the file out of the archive"
+            )
+            return _Fault(ids[rows[0]].as_py(), "program_version", f"{name!r} is no version of this program", mend)
+        k = versions[name].space.k
+        if len(short := rows[[len(logged[i]) != 4 * k for i in rows]]):
+            said = f"{len(logged[short[0]]) // 4} probabilities, expected {k}: one an action"
+            return _Fault(ids[short[0]].as_py(), "probabilities", said, _RESTORE)
+        for start in range(0, len(rows), _CHECKED):
+            some = rows[start : start + _CHECKED]
+            vectors = np.frombuffer(b"".join(logged[some]), dtype="<f4").reshape(len(some), k)
+            if (found := _wrong(vectors, drawn[some])) is not None:
+                row, problem = found
+                return _Fault(ids[some[row]].as_py(), "probabilities", problem, _RESTORE)
+    return None
+
+
+def _wrong(vectors: Floats32, drawn: Ints) -> tuple[int, str] | None:
+    """Return the first row of vectors (n, k) that was never drawn from, and why."""
+    outside = ~((vectors >= 0) & (vectors <= 1 + SUM_TOLERANCE))
+    if outside.any():
+        row, action = (int(i) for i in np.argwhere(outside)[0])
+        return row, f"the probability of action {action} is {float(vectors[row, action]):g}, expected one from 0 to 1"
+    sums = vectors.sum(axis=1, dtype=np.float64)
+    if (off := np.flatnonzero(np.abs(sums - 1.0) > SUM_TOLERANCE)).size:
+        return int(off[0]), f"they sum to {sums[off[0]]:.8g}, expected 1"
+    out = (drawn < 0) | (drawn >= vectors.shape[1])
+    if (never := np.flatnonzero(out | (vectors[np.arange(len(drawn)), np.where(out, 0, drawn)] <= 0))).size:
+        return int(never[0]), f"the action drawn, {drawn[never[0]]}, has probability 0"
+    return None
+
+
 class _Happened(NamedTuple):
     """Outcomes that stand, in order of time: who, what, when, how much, and for which decision."""
 
@@ -170,7 +228,8 @@ class _Happened(NamedTuple):
     decision_id: npt.NDArray[np.object_]
 
 
-def _outcomes(table: pa.Table) -> _Happened:
+def outcomes_of(table: pa.Table) -> _Happened:
+    """Return a program's outcomes that stand: neither replaced nor revoked."""
     stands = (pc.field("kind") == "outcome") & ~pc.field("revoked")
     found = table.filter(stands).sort_by([("at", "ascending"), ("id", "ascending")])
     return _Happened(
@@ -208,9 +267,9 @@ def _join(
     vectors, actions, known = _aligned(program.space, decisions, versions=versions)
     contexts = [_CONTEXTS.decode(text) for text in decisions["context"].to_pylist()]
     columns = columns_of(program, contexts)
-    sums = _Sums(names, codes, happened)
+    sums = Sums(names, codes, happened)
     counts, rewards = _rewards(program, sums, at=at)
-    rewards -= _costs(program, decisions, actions=actions, happened=happened)
+    rewards -= costs_of(program, decisions, actions=actions, happened=happened)
     stages = columns["stage"].astype(np.intp)
     rounds = Rounds(
         contexts=encode(program, columns),
@@ -290,7 +349,7 @@ def _aligned(
     return vectors, actions, known
 
 
-class _Sums:
+class Sums:
     """Sums of outcomes over windows, for decisions (n,) of the same customer: exact, by ranks of time."""
 
     def __init__(self, names: Sequence[str], codes: Ints, happened: _Happened) -> None:
@@ -316,7 +375,7 @@ class _Sums:
         return sums
 
 
-def _worth(program: Program, name: str, value: Floats) -> Floats:
+def worth(program: Program, name: str, value: Floats) -> Floats:
     """Shape (outcomes,): what each outcome of an event is worth, in reward units."""
     event = program.events[program.event_index[name]]
     if not event.scaled:
@@ -324,7 +383,7 @@ def _worth(program: Program, name: str, value: Floats) -> Floats:
     return event.value * np.where(np.isnan(value), 0.0, value)
 
 
-def _rewards(program: Program, sums: _Sums, *, at: Floats) -> tuple[dict[str, Floats], Floats]:
+def _rewards(program: Program, sums: Sums, *, at: Floats) -> tuple[dict[str, Floats], Floats]:
     """Return the count of each event in each round's window, and the worth of all of them together (n,)."""
     counts: dict[str, Floats] = {}
     rewards = np.zeros(len(at))
@@ -333,11 +392,11 @@ def _rewards(program: Program, sums: _Sums, *, at: Floats) -> tuple[dict[str, Fl
         span = {"start": at, "end": at + window}
         counts[name] = sums.over(chosen, np.ones(len(chosen)), **span)
         if program.events[program.event_index[name]].value:
-            rewards += sums.over(chosen, _worth(program, name, sums.happened.value), **span)
+            rewards += sums.over(chosen, worth(program, name, sums.happened.value), **span)
     return counts, rewards
 
 
-def _costs(program: Program, decisions: pa.Table, *, actions: Ints, happened: _Happened) -> Floats:
+def costs_of(program: Program, decisions: pa.Table, *, actions: Ints, happened: _Happened) -> Floats:
     """Shape (n,): what each decision cost; nothing if it held or its nudge was reported as not shown."""
     shown = happened.event != "not_shown"
     unseen = set(happened.decision_id[~shown].tolist())
@@ -348,12 +407,12 @@ def _costs(program: Program, decisions: pa.Table, *, actions: Ints, happened: _H
     return np.round(costs * MINOR_UNITS) / MINOR_UNITS
 
 
-def _after(program: Program, sums: _Sums, *, stages: Ints, at: Floats) -> After:
+def _after(program: Program, sums: Sums, *, stages: Ints, at: Floats) -> After:
     earned = np.zeros(len(at))
     for event in program.events:
         chosen = sums.happened.event == event.name
         if event.value and chosen.any():
-            earned += sums.over(chosen, _worth(program, event.name, sums.happened.value), start=at, end=at + DAY)
+            earned += sums.over(chosen, worth(program, event.name, sums.happened.value), start=at, end=at + DAY)
     return After(
         day_stages=_stages_at(program, sums, stages=stages, at=at, when=at + DAY),
         day_rewards=earned,
@@ -361,7 +420,7 @@ def _after(program: Program, sums: _Sums, *, stages: Ints, at: Floats) -> After:
     )
 
 
-def _stages_at(program: Program, sums: _Sums, *, stages: Ints, at: Floats, when: Floats) -> Ints:
+def _stages_at(program: Program, sums: Sums, *, stages: Ints, at: Floats, when: Floats) -> Ints:
     """Shape (n,): each customer's stage at a time: as its last decision saw it, moved by what happened since."""
     codes, happened, index = sums.codes.tolist(), sums.happened, program.event_index
     asked = zip(codes, when.tolist(), [2] * len(when), range(len(when)), strict=True)

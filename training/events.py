@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
+from optimizer.actions import Ints
 from optimizer.events import Decision, Outcome
 from optimizer.program import Program, ProgramError
 from training import erasure
@@ -202,6 +203,18 @@ def read(archive: Path, program: str, *, until: float = math.inf) -> pa.Table:
     return _latest(erasure.honoured(archive, known))
 
 
+def place(archive: Path, program: str, decision: str) -> str:
+    """Say in which file, and in which of its rows, a decision lies: for messages about it."""
+    for file in sorted(program_folder(archive, program).glob("date=*/*.parquet")):
+        kinds, ids = (
+            pyarrow.parquet.read_table(file, columns=[c], partitioning=None)[c].to_pylist() for c in ("kind", "id")
+        )
+        for row, (kind, name) in enumerate(zip(kinds, ids, strict=True)):
+            if kind == DECISION and name == decision:
+                return f"{file}: row {row + 1} (decision {decision})"
+    return f"{program_folder(archive, program)}: decision {decision}"
+
+
 def _files(files: Sequence[Path]) -> Iterator[pa.Table]:
     for file in files:
         try:
@@ -212,12 +225,28 @@ def _files(files: Sequence[Path]) -> Iterator[pa.Table]:
             ) from None
 
 
+def _refuse_two(events: pa.Table, keys: Ints, order: Ints) -> None:
+    """Refuse one decision id with two different decisions: a repeated file is harmless, this is not."""
+    again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    if not len(again):
+        return
+    rows = events.take(pa.array(np.stack([order[again], order[again + 1]], axis=1).ravel()))
+    facts = rows.select(["kind", "id", "at", "action", "probabilities"]).to_pylist()
+    for one, other in zip(facts[::2], facts[1::2], strict=True):
+        if one["kind"] == DECISION and one != other:
+            raise ValueError(
+                f"decision {one['id']} is in the archive twice, at {one['at']:.0f} with action {one['action']} and at "
+                f"{other['at']:.0f} with action {other['action']}: a round is counted once; move one of the files away"
+            )
+
+
 def _latest(events: pa.Table) -> pa.Table:
     keys = np.zeros(len(events), dtype=np.int64)
     for name in ("kind", "customer_id", "id"):
         codes = events[name].combine_chunks().dictionary_encode()
         keys = keys * len(codes.dictionary) + codes.indices.to_numpy()
     order = np.lexsort((events["revision"].to_numpy(), keys))
+    _refuse_two(events, keys, order)
     last = np.append(keys[order][1:] != keys[order][:-1], values=True) if len(order) else np.zeros(0, dtype=np.bool_)
     return events.take(pa.array(np.sort(order[last])))
 

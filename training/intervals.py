@@ -149,7 +149,7 @@ def gathered(customers: Ints, *, most: int = MOST_GROUPS) -> Ints:
     names, codes = np.unique(customers, return_inverse=True)
     if len(names) > most:
         mixed = codes.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        codes = (mixed >> np.uint64(32)) % np.uint64(most)
+        codes = ((mixed >> np.uint64(32)) % np.uint64(most)).astype(np.intp)
     return np.asarray(codes, dtype=np.intp)
 
 

@@ -1,9 +1,11 @@
 """From events to rounds, by hand: windows, maturity, late and revoked outcomes, costs, and older programs."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from optimizer.engine import EVALUATION, HOLDOUT
 from optimizer.events import Decision, Outcome
@@ -12,6 +14,7 @@ from tests.small_program import DAY, GUARDRAILS, NOON, TOML, small
 from training import dataset
 from training import events as log
 from training.dataset import Dataset
+from training.train import split
 
 PROGRAM = small()  # events count for 1 day (the longest delay) + 2 days; the horizon is 3 days
 TEXT = TOML + GUARDRAILS
@@ -218,6 +221,77 @@ def test_stage_values_of_a_slice_know_nothing_of_the_rest(tmp_path: Path) -> Non
 def test_an_archive_without_the_program_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no events of program 'small' \(it is empty\): run nudge archive"):
         dataset.load(tmp_path, PROGRAM)
+
+
+def broken(folder: Path, **changed: object) -> None:
+    """Write two sound decisions and one that is changed, and read them."""
+    fine = [decision("d1"), decision("d2", who="bob")]
+    loaded(folder, [*fine, replace(decision("d3", who="eve"), **changed)], [])
+
+
+def vector(*chances: float) -> bytes:
+    """Return probabilities of the first actions as they are logged."""
+    return np.array([*chances, *[0.0] * (PROGRAM.space.k - len(chances))], dtype="<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"probabilities": vector(0.5, 0.4)}, "column probabilities: they sum to 0.9"),
+        ({"probabilities": vector(1.5, -0.5)}, "column probabilities: the probability of action 0 is 1.5"),
+        ({"probabilities": vector(float("nan"), 1.0)}, "column probabilities: the probability of action 0 is nan"),
+        ({"probabilities": vector(0.0, 1.0)}, "column probabilities: the action drawn, 0, has probability 0"),
+        ({"probabilities": b"1234"}, "column probabilities: 1 probabilities, expected 13"),
+        ({"program_version": "another"}, "column program_version: 'another' is no version of this program"),
+    ],
+)
+def test_a_decision_that_could_not_have_been_made_is_refused_with_its_place(
+    changed: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) as refused:
+        broken(tmp_path, **changed)
+    assert re.search(r"test\.parquet: row 3 \(decision d3\), column", str(refused.value))
+
+
+def test_one_id_with_two_decisions_is_refused_and_a_repeated_file_is_not(tmp_path: Path) -> None:
+    log.write_file(log.file_of(tmp_path, "small", at=NOON, name="again"), log.table([decision()], []))
+    assert len(loaded(tmp_path, [decision()], [])) == 1
+    log.write_file(
+        log.file_of(tmp_path, "small", at=NOON, name="other"), log.table([decision(action="badge/warm/now")], [])
+    )
+    with pytest.raises(ValueError, match="decision d is in the archive twice"):
+        dataset.load(tmp_path, PROGRAM)
+
+
+def test_what_came_later_is_left_out_of_an_evaluation_of_then(tmp_path: Path) -> None:
+    """A refund received on day 20 revokes what an evaluation of day 10 saw, and that one can be had again."""
+    bought = outcome(event="spent", value=30.0)
+    refund = replace(outcome(event="spent", value=30.0, revision=1, revoked=True), received_at=NOON + 20 * DAY)
+    late = replace(outcome("late", event="step"), received_at=NOON + 15 * DAY)
+    assert loaded(tmp_path, [decision()], [bought, refund, late], now=NOON + 10 * DAY).rounds.rewards.tolist() == [3.0]
+    assert dataset.load(tmp_path, PROGRAM, now=NOON + 30 * DAY).rounds.rewards.tolist() == [0.5]
+
+
+def test_the_evaluation_arm_judges_but_is_never_learned_from(tmp_path: Path) -> None:
+    days = [
+        decision(f"d{i}", at=NOON + i * DAY, who=f"c{i}", arm=EVALUATION if i % 2 else "champion") for i in range(20)
+    ]
+    log.write(tmp_path, PROGRAM, TEXT, decisions=days, outcomes=[], name="test")
+    both = dataset.load(tmp_path, PROGRAM, now=LATER, arms="judging")
+    assert len(both) == 20
+    halves = split(both)
+    names = {both.customers[c] for c in halves.earlier.rounds.customers}
+    assert names
+    assert all(int(name[1:]) % 2 == 0 for name in names)
+    assert {int(both.customers[c][1:]) % 2 for c in halves.later.rounds.customers} == {0, 1}
+    assert len(both.learnable()) == len(dataset.load(tmp_path, PROGRAM, now=LATER)) == 10
+
+
+def test_which_guardrail_blocked_is_known_by_round(tmp_path: Path) -> None:
+    free, capped = decision("d1"), replace(decision("d2", who="bob"), blocked={"nudge": "cap_per_week"})
+    assert {k: v.tolist() for k, v in loaded(tmp_path, [free, capped], []).blocked.items()} == {
+        "cap_per_week": [False, True]
+    }
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from optimizer.policy import Rounds
 from tests.training.worlds import best_for, made_up
 from training.diagnostics import Check
-from training.evaluate import Evaluation, Score, Target, baselines, deployed, evaluate
+from training.evaluate import Evaluation, Score, Target, baselines, deployed, evaluate, today
 from training.intervals import Estimate
-from training.promotion import judge
+from training.promotion import Reason, always_valid, judge, with_reasons
 
 WORLD = made_up(n=5_000, seed=21)
 PROGRAM = WORLD.dataset.program
@@ -59,7 +60,7 @@ def test_the_best_of_several_is_promoted_at_a_stricter_level() -> None:
 
 
 def test_several_candidates_must_clear_a_higher_bar() -> None:
-    """A lift of 1 with error 0.34 is above 0 at any look alone (2.79 errors at 20,000 rounds), but not among five (3.36)."""
+    """A lift of 1 with error 0.34 is above 0 at any look alone (2.79 errors), but not among five (3.36)."""
 
     def with_(count: int) -> Evaluation:
         lift = Estimate(
@@ -75,7 +76,7 @@ def test_several_candidates_must_clear_a_higher_bar() -> None:
 
 
 def test_a_failed_check_of_the_log_means_not_enough_evidence() -> None:
-    lift = Estimate(value=1.0, low=0.9, high=1.1, error=0.05, degrees=1e4, level=0.95, rounds=10, customers=5)
+    lift = Estimate(value=1.0, low=0.9, high=1.1, error=0.05, degrees=1e4, level=0.95, rounds=20_000, customers=5)
     failing = Check(name="calibration", title="Draws", status="fail", value=9.0, finding="off", mend="mend it")
     scores = [_score("today", "today", lift), _score("c", "candidate", lift)]
     verdict = judge(_evaluation(scores, failing))
@@ -84,11 +85,35 @@ def test_a_failed_check_of_the_log_means_not_enough_evidence() -> None:
 
 
 def test_a_failed_check_of_one_candidate_leaves_the_others() -> None:
-    lift = Estimate(value=1.0, low=0.9, high=1.1, error=0.05, degrees=1e4, level=0.95, rounds=10, customers=5)
+    lift = Estimate(value=1.0, low=0.9, high=1.1, error=0.05, degrees=1e4, level=0.95, rounds=20_000, customers=5)
     failing = Check(name="tails", title="Tails", status="fail", value=9.0, finding="heavy", target="a")
     scores = [_score("today", "today", lift), _score("a", "candidate", lift), _score("b", "candidate", lift)]
     verdict = judge(_evaluation(scores, failing))
     assert (verdict.choice, verdict.challenger) == ("promote", "b")
+
+
+def test_another_gate_may_stop_a_promotion_but_never_make_one() -> None:
+    lift = Estimate(value=1.0, low=0.9, high=1.1, error=0.05, degrees=1e4, level=0.95, rounds=20_000, customers=500)
+    better = judge(_evaluation([_score("today", "today", lift), _score("c", "candidate", lift)]))
+    unfair = Reason(code="unfair", speaks="against", target="c", text="older customers would lose", mend="weigh them")
+    stopped = with_reasons(better, [unfair])
+    assert (better.choice, stopped.choice, stopped.reasons[0].code) == ("promote", "keep", "unfair")
+    unknown = replace(unfair, speaks="unknown", target="")
+    assert with_reasons(better, [unknown]).choice == "not enough evidence"
+    assert with_reasons(better, [replace(unfair, target="another")]).promotes
+    assert with_reasons(better, [replace(unfair, speaks="for")]).promotes
+    assert with_reasons(replace(better, choice="keep"), [replace(unfair, speaks="for")]).choice == "keep"
+
+
+def test_a_bound_for_every_look_is_wider_than_one_for_a_single_look() -> None:
+    lift = Estimate(value=1.0, low=0.9, high=1.1, error=0.05, degrees=1e4, level=0.95, rounds=20_000, customers=500)
+    assert always_valid(lift, level=0.95).low == pytest.approx(1.0 - 2.79 * 0.05, abs=1e-3)
+    assert always_valid(lift, level=0.99).low < always_valid(lift, level=0.95).low < lift.low
+
+
+def test_a_shared_budget_is_said_with_the_verdict() -> None:
+    """The small program's coupons are counted."""
+    assert any("share a budget or a stock" in note for note in judge(judged()).notes)
 
 
 def test_without_candidates_there_is_no_verdict_but_a_hint() -> None:
@@ -113,7 +138,7 @@ def test_a_policy_no_better_than_today_is_rarely_promoted() -> None:
             return vectors
 
         other = Target("other", "Other timings", "candidate", shuffled)
-        promoted += judge(evaluate(dataset, [*baselines(PROGRAM), other])).promotes
+        promoted += judge(evaluate(dataset, [today(), other])).promotes
     assert promoted <= 5
 
 
