@@ -342,9 +342,7 @@ def _segments(ours: Sequence[_One], held: Sequence[_One] | None) -> list[Segment
     ]
 
 
-def _segment(
-    ours: Sequence[_One], held: Sequence[_One] | None, *, attribute: str, code: int, segment: str
-) -> Segment:
+def _segment(ours: Sequence[_One], held: Sequence[_One] | None, *, attribute: str, code: int, segment: str) -> Segment:
     rows = [one.history.population.people.attributes[attribute] == code for one in ours]
 
     def mean(values: Sequence[Floats]) -> Spread:

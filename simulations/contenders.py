@@ -231,4 +231,15 @@ class _Worth:
         return order
 
 
-__all__ = ["FIXED", "LEARNERS", "NAMES", "Contender", "Population", "Result", "Watch", "best_fixed", "contender", "joined"]
+__all__ = [
+    "FIXED",
+    "LEARNERS",
+    "NAMES",
+    "Contender",
+    "Population",
+    "Result",
+    "Watch",
+    "best_fixed",
+    "contender",
+    "joined",
+]

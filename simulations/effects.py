@@ -143,7 +143,7 @@ def _base(program: Program, world: World, *, e: int) -> Floats:
     for j, event in enumerate(program.events):
         if event.name not in (OPT_OUT, OPT_IN):
             chances[:, j] = _places(program, event) * _commonness(program, world, event)
-    everyday = np.array([_everyday(program, x) for x in program.events] + [False] * (e - len(program.events)))
+    everyday = np.array([is_everyday(program, x) for x in program.events] + [False] * (e - len(program.events)))
     with np.errstate(divide="ignore"):
         base: Floats = logit(chances)
     base += np.where(everyday, (world.depth * (depth - 0.5))[:, None], 0.0)
@@ -158,7 +158,7 @@ def _depths(program: Program) -> Floats:
     return np.array([0.0 if s.name in quiet else ahead.index(s.name) / max(len(ahead) - 1, 1) for s in program.stages])
 
 
-def _everyday(program: Program, event: Event) -> bool:
+def is_everyday(program: Program, event: Event) -> bool:
     """Whether a step is done any day: not one that moves a stage and has longer to be counted than others."""
     shortest = min((x.window for x in program.events if x.kind == "micro"), default=event.window)
     return event.kind == "micro" and not (event.moves and event.window > shortest)
@@ -166,7 +166,7 @@ def _everyday(program: Program, event: Event) -> bool:
 
 def _places(program: Program, event: Event) -> Floats:
     """Shape (stages,): where an event happens: 1 in its natural stages, 0 where it makes no sense."""
-    if not event.moves or event.kind == "signal" or _everyday(program, event):
+    if not event.moves or event.kind == "signal" or is_everyday(program, event):
         return np.ones(len(program.stages))
     index = program.stage_index
     moves = {index[a]: index[b] for a, b in event.moves.items()}
@@ -189,10 +189,10 @@ def _commonness(program: Program, world: World, event: Event) -> float:
         return world.signal
     if event.kind == "macro":
         group, rate = [x for x in program.events if x.kind == "macro"], world.goal
-    elif _everyday(program, event):
-        group, rate = [x for x in program.events if _everyday(program, x)], world.everyday
+    elif is_everyday(program, event):
+        group, rate = [x for x in program.events if is_everyday(program, x)], world.everyday
     else:
-        group, rate = [x for x in program.events if x.kind == "micro" and not _everyday(program, x)], world.turn
+        group, rate = [x for x in program.events if x.kind == "micro" and not is_everyday(program, x)], world.turn
     least = min(abs(x.value) for x in group)
     return rate * float(np.sqrt((least + 0.1) / (abs(event.value) + 0.1)))
 

@@ -19,6 +19,7 @@ from scipy.special import expit, logit
 from optimizer.actions import HOLD, ActionSpace, Bools, Floats, Ints
 from optimizer.policy import Rounds
 from optimizer.program import DAY, Experiment, Program
+from simulations.effects import is_everyday
 from simulations.population import populate
 from simulations.rollout import Progress, rollout, sole
 from simulations.worlds import DEMO, World
@@ -34,7 +35,7 @@ MOST = 1_500
 """Customers who are simulated in each pass."""
 
 PASSES, KEPT = 9, 4
-"""How often settings are moved, and over how many of the last times they are averaged: each pass has its own chance."""
+"""How often settings are moved, and over how many of the last of these they are averaged: each has its own chance."""
 LEVEL = 0.99
 """Of the intervals on held-out customers: with a dozen moments, one false alarm in eight tables."""
 
@@ -239,8 +240,9 @@ def read(log: Dataset) -> list[_Read]:
     Rates after a nudge or a hold are weighted by the inverse of its logged probability, so they say what it does.
     """
     program, rounds = log.program, log.rounds
-    everyday = [e.name for e in program.events if e.kind == "micro" and not e.moves]
-    turning = [e.name for e in program.events if e.kind == "micro" and e.moves]
+    micro = [e for e in program.events if e.kind == "micro"]
+    everyday = [e.name for e in micro if is_everyday(program, e)]
+    turning = [e.name for e in micro if not is_everyday(program, e)]
     goals = [e.name for e in program.events if e.kind == "macro"]
     signals = [e.name for e in program.events if e.kind == "signal" and e.name != "opt_out"]
     totals = rounds.probabilities.sum(axis=1, dtype=np.float64)
@@ -334,7 +336,7 @@ def _moved(world: World, wanted: dict[str, float], found: dict[str, float]) -> W
     for lift, hold in (("lift", "everyday steps after a hold"), ("goal_lift", "goals after a hold")):
         if lift in changes and hold in wanted:
             changes[lift] -= 0.6 * (_logit(wanted[hold]) - _logit(found[hold]))
-    return replace(world, **changes)
+    return replace(world, **changes)  # type: ignore[arg-type]  # settings that are numbers
 
 
 def _logit(x: float) -> float:

@@ -26,7 +26,9 @@ START = 1_767_571_200.0
 LONGEST = 730
 
 
-def environment(program: Program, world: World, *, customers: int = 100, days: int = 28, seed: int = 1) -> "gymnasium.Env[Any, Any]":
+def environment(
+    program: Program, world: World, *, customers: int = 100, days: int = 28, seed: int = 1
+) -> "gymnasium.Env[Any, Any]":
     """Return the population as a Gymnasium environment: `Discrete(k)` actions, contexts (d,) as observations.
 
     Args:
@@ -40,7 +42,9 @@ def environment(program: Program, world: World, *, customers: int = 100, days: i
         ValueError: for a number of days or customers that cannot be.
     """
     if customers < 1 or not 1 <= days <= LONGEST:
-        raise ValueError(f"customers = {customers!r}, days = {days!r}: use 1 or more customers, and 1 to {LONGEST} days")
+        raise ValueError(
+            f"customers = {customers!r}, days = {days!r}: use 1 or more customers, and 1 to {LONGEST} days"
+        )
     try:
         import gymnasium  # noqa: PLC0415  (a tool of developers: not installed with the product)
     except ModuleNotFoundError:
@@ -60,7 +64,9 @@ def environment(program: Program, world: World, *, customers: int = 100, days: i
             self._days: _Days | None = None
             self._next = seed
 
-        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[Any, dict[str, Any]]:
             super().reset(seed=seed)
             chosen = self._next if seed is None else seed
             self._next = chosen + 1
@@ -96,6 +102,7 @@ class _Days:
         self.now: Moment = facing(self.asking, deliveries(program, self.asking.cohort)[0])
         self.contexts: Floats = encode(program, features(program, self.asking.cohort))
         self.actions = np.zeros(len(self.population), dtype=np.intp)
+        self.masks: dict[frozenset[str], Bools] = {}
         self.purse = self.purse.at(float(self.asking.cohort.at[0]))
 
     @property
@@ -106,9 +113,10 @@ class _Days:
     @property
     def mask(self) -> Bools:
         """Shape (k,): what is allowed for the customer who asks, given what earlier ones took."""
-        one = self.asking.cohort.take(slice(self.row, self.row + 1))
-        shared = self.purse.at(float(one.at[0])).standing
-        found: Bools = allowed(self.population.program, one, shared=shared).mask[0]
+        shared = self.purse.at(float(self.asking.cohort.at[self.row])).standing
+        if shared.paused not in self.masks:  # a mask a day, until something runs short
+            self.masks[shared.paused] = allowed(self.population.program, self.asking.cohort, shared=shared).mask
+        found: Bools = self.masks[shared.paused][self.row]
         return found
 
     @property

@@ -49,7 +49,9 @@ _CARD = "car wash cards (Nunes and Drèze, Journal of Consumer Research 2006)"
 _LEAVE = "messages of apps: about one in two thousand, more when tired (a convention, not a trial)"
 
 
-def moments(world: World, *, seed: int = 1, members: int = trials.MEMBERS, progress: Progress | None = None) -> list[Moment]:
+def moments(
+    world: World, *, seed: int = 1, members: int = trials.MEMBERS, progress: Progress | None = None
+) -> list[Moment]:
     """Run the published trials in a world and return each figure beside its own.
 
     Args:

@@ -201,7 +201,15 @@ def _chart(title: str, says: str, rows: Sequence[tuple[str, Spread]], write: Cal
         a, b = (s.value if end is None else end for end in (s.low, s.high))
         note = f"{write(a)} to {write(b)}" if s.low is not None else "one replication: no interval"
         tone = {"hold": "baseline", "fixed": "baseline", "rules": "today", "uniform": "baseline", "best": "ideal"}
-        return Bar(TITLES.get(name, name), write(s.value), note, place(s.value), place(a), place(b), tone.get(name, "candidate"))
+        return Bar(
+            TITLES.get(name, name),
+            write(s.value),
+            note,
+            place(s.value),
+            place(a),
+            place(b),
+            tone.get(name, "candidate"),
+        )
 
     held = next((place(s.value) for name, s in rows if name == "hold"), None)
     return Chart(title, says, tuple(bar(*row) for row in rows), held)

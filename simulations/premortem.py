@@ -327,9 +327,7 @@ def _groups(stories: Sequence[_Story], people: Sequence[Population]) -> Iterator
         yield f"stage {stage.title}", np.concatenate([s.calm.stages[0] == i for s in stories])
 
 
-def _remedies(
-    hazard: Hazard, stories: Sequence[_Story], worst: _Damage, *, calm: Sequence[History]
-) -> list[Remedy]:
+def _remedies(hazard: Hazard, stories: Sequence[_Story], worst: _Damage, *, calm: Sequence[History]) -> list[Remedy]:
     """Tighten one guardrail after the other, live the trouble again, and say what each saved."""
     before = float(np.concatenate([_figure(h, worst.figure.name) for h in calm]).mean())
     found = []

@@ -12,7 +12,19 @@ import numpy as np
 from scipy.special import ndtri
 
 from optimizer.actions import HOLD, Bools, Floats, Ints
-from optimizer.program import DAY, Clock, Duration, Event, Guardrails, Incentive, Milestone, Program, Stage, Timing, Tone
+from optimizer.program import (
+    DAY,
+    Clock,
+    Duration,
+    Event,
+    Guardrails,
+    Incentive,
+    Milestone,
+    Program,
+    Stage,
+    Timing,
+    Tone,
+)
 from simulations.journeys import Happenings, State, arrive, beginning
 from simulations.population import Population, populate
 from simulations.response import moment, respond
@@ -99,7 +111,9 @@ def program(
 
 def level(name: str, *, cost: float = 0.0) -> Incentive:
     """Return an incentive of a trial."""
-    return Incentive(name=name, title=name, kind="monetary" if cost else "content", earns="As the trial said.", cost=cost)
+    return Incentive(
+        name=name, title=name, kind="monetary" if cost else "content", earns="As the trial said.", cost=cost
+    )
 
 
 # --------------------------------------------------------------------------------------- the gym trial with 54 arms
@@ -135,7 +149,7 @@ class Gym(NamedTuple):
         return float((self.lasting > SIGNIFICANT).mean())
 
 
-def gym(world: World, *, seed: int, members: int = MEMBERS, everyday: float = 0.115) -> Gym:
+def gym(world: World, *, seed: int, members: int = MEMBERS, everyday: float = 0.15) -> Gym:
     """Run the trial of Milkman et al. (Nature, 2021) again: 54 four-week programmes of reminders, or nothing.
 
     Every member is assigned one arm at random and is reminded on two planned days a week. Visits are compared by
@@ -148,7 +162,9 @@ def gym(world: World, *, seed: int, members: int = MEMBERS, everyday: float = 0.
         members: how many; the trial had 61,293.
         everyday: daily chance of a visit for the average member, by which control comes to about 1.5 a week.
     """
-    arms = program(tuple(level(f"programme-{i:02d}") for i in range(1, ARMS + 1)), everyday="visit", goal="renewal", value=100.0)
+    arms = program(
+        tuple(level(f"programme-{i:02d}") for i in range(1, ARMS + 1)), everyday="visit", goal="renewal", value=100.0
+    )
     settled = replace(world, everyday=everyday, season=0.0)
     people = populate(arms, settled, customers=members, seed=seed, start=START)
     arm = np.random.Generator(np.random.Philox(seed)).integers(0, ARMS + 1, size=members)
@@ -195,9 +211,7 @@ class Suggestions(NamedTuple):
     average: float
 
 
-def suggestions(
-    world: World, *, seed: int, people: int = 12_000, everyday: float = 0.1, days: int = 42
-) -> Suggestions:
+def suggestions(world: World, *, seed: int, people: int = 12_000, everyday: float = 0.1, days: int = 42) -> Suggestions:
     """Run the micro-randomised trial of Klasnja et al. (2019, HeartSteps) again: a suggestion on three days in five.
 
     Each day each person is sent one of 200 suggestions, in one of six wordings, with chance 0.6, else none. The effect is estimated as there:
@@ -247,7 +261,9 @@ def coupons(world: World, *, seed: int, customers: int = 400_000, goal: float = 
     from sending on, for 30 days where a coupon brought them and for the day by itself otherwise: the campaign.
     """
     shop = program((level("base", cost=3.5), level("better", cost=8.75)), everyday="visit", goal="purchase", value=35.0)
-    calm = replace(world, goal=goal, season=0.0, null=1.0)  # what a coupon does beyond its worth is drawn by name: leave it out
+    calm = replace(
+        world, goal=goal, season=0.0, null=1.0
+    )  # what a coupon does beyond its worth is drawn by name: leave it out
     people = populate(shop, calm, customers=customers, seed=seed, start=START)
     arm = np.random.Generator(np.random.Philox(seed)).integers(0, 3, size=customers)
     run = conduct(people, lambda day: np.where(day == 0, arm, HOLD), days=1)
@@ -304,7 +320,9 @@ def progress(world: World, *, seed: int, customers: int = 4_000, everyday: float
     for of, given in ((8, 0), (10, 2)):
         card = Milestone(name="card", title="Card", reward="a wash", event="wash", count=of)
         wash = program((level("card"),), everyday="wash", goal="renewal", value=35.0, milestones=(card,))
-        people = populate(wash, replace(world, everyday=everyday, season=0.0), customers=customers, seed=seed, start=START)
+        people = populate(
+            wash, replace(world, everyday=everyday, season=0.0), customers=customers, seed=seed, start=START
+        )
         state = beginning(people)
         state.counts[:, 0] += given
         for day in range(days):
