@@ -1,7 +1,7 @@
 """Who else is there? Vowpal Wabbit, and peers that live in an environment of their own, each at defaults and on a grid.
 
-The environment is made under `var/`, from `peers-requirements.txt`, the first time that it is needed. A peer that cannot
-be installed is reported as absent, with the reason.
+The environment is made under `var/`, from `peers-requirements.txt`, the first time that it is needed. Peers that cannot
+be installed are reported as absent, with the reason.
 """
 
 import json
@@ -12,12 +12,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
+from benchmarks.peers_worker import read, write
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.policy import Rounds
-from benchmarks.peers_worker import read, write
 from policies.vowpal import Vowpal
 
 HERE = Path(__file__).parent
@@ -98,7 +97,7 @@ class Apart:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.asked, self.answers = self.process.stdin, self.process.stdout
-        self.asked.write(json.dumps({**setting.settings, "d": space.d, "seed": seed}).encode() + b"\n")
+        self.asked.write(json.dumps({**setting.settings, "seed": seed}).encode() + b"\n")
         write(self.asked, space.levels)
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:

@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import NamedTuple, Protocol
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib import pyplot as plt
 from vowpalwabbit import Workspace
 
 from benchmarks import peers, regret
@@ -126,7 +128,8 @@ def in_turn(timed: Sequence[Timed], *, turns: int = 9) -> list[float]:
 class Learner(Protocol):
     """What chooses."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats: ...
 
@@ -157,7 +160,7 @@ def choosing(d: int) -> list[Row]:
     ]
     for learner, single, batch in kinds:
         learner.learn(rounds)
-        once = partial(decide, learner, space, x[:1], allowed=allowed[:1])
+        once: Callable[[], object] = partial(decide, learner, space, x[:1], allowed=allowed[:1])
         if learner.name == "vowpal":  # compiled VW beside VW: the same work
             once = partial(learner.probabilities, x[:1], allowed[:1], np.zeros(space.k))
         all_ = partial(decide, learner, space, x, allowed=allowed)
@@ -206,7 +209,9 @@ def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequen
             if not ours:
                 continue
             for peer, said, most in _against(grid, *wanted):
-                rows += _compared(f"{kind}: regret, {family} {name} world", ours, grid[peer], peer=f"{peer} ({said})", most=most)
+                rows += _compared(
+                    f"{kind}: regret, {family} {name} world", ours, grid[peer], peer=f"{peer} ({said})", most=most
+                )
     return rows
 
 
@@ -226,9 +231,7 @@ def _against(grid: dict[str, list[Lost]], default: float, tuned: float) -> list[
     return [(defaults, "best default", default), (best, "best of grid", tuned)]
 
 
-def _lost(
-    family: str, name: str, label: str, *, seeds: Sequence[int], decisions: int, kept: bool
-) -> list[Lost] | None:
+def _lost(family: str, name: str, label: str, *, seeds: Sequence[int], decisions: int, kept: bool) -> list[Lost] | None:
     """Return what a learner lost under each seed; None where it is absent, or, of what is kept, not complete."""
     cells = [Cell(family, name, label, seed, decisions) for seed in seeds]
     if kept and not all(regret.kept(cell).exists() for cell in cells):
@@ -248,14 +251,19 @@ def _compared(name: str, ours: Sequence[Lost], theirs: Sequence[Lost], *, peer: 
     parts = (("with floor", "regret"), ("net of it", "net"))
     return [
         _row(
-            f"{name}, {said}", ours=_mean(ours, part), peer=_mean(theirs, part), peer_name=peer, unit="reward", most=most
+            f"{name}, {said}",
+            ours=_mean(ours, part),
+            peer=_mean(theirs, part),
+            peer_name=peer,
+            unit="reward",
+            most=most,
         )
         for said, part in parts
     ]
 
 
 def harmless(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
-    """Keep still where every nudge costs a tenth of the base rate: value beside always holding, and how often it nudges."""
+    """Keep still where a nudge costs a tenth of the base rate: value beside always holding, and how often it nudges."""
     rows = []
     for kind in JUDGED:
         lost = _lost("linear", "null", kind, seeds=seeds, decisions=decisions, kept=kept)
@@ -263,8 +271,15 @@ def harmless(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
             continue
         value = BASE_RATE - _mean(lost, "regret")
         rate = float(np.mean([np.mean(one.nudged) for one in lost]))
-        row = _row(f"{kind}: value, null world", ours=value, peer=BASE_RATE, peer_name="always hold", unit="reward", most=np.inf)
-        rows += [Row(**{**row, "target": ">= 0.95", "met": value >= 0.95 * BASE_RATE})]  # type: ignore[typeddict-item]
+        row = _row(
+            f"{kind}: value, null world",
+            ours=value,
+            peer=BASE_RATE,
+            peer_name="always hold",
+            unit="reward",
+            most=np.inf,
+        )
+        rows += [Row(**{**row, "target": ">= 0.95", "met": value >= 0.95 * BASE_RATE})]
         rows.append(_bound(f"{kind}: nudge rate, null world", ours=rate, unit="share", most=1.0))
     return rows
 
@@ -292,11 +307,7 @@ def regained(lost: Lost) -> float:
 
 def chart(seeds: Sequence[int], *, decisions: int) -> None:
     """Draw regret as it adds up in the additive and the pairwise world, from what is kept."""
-    import matplotlib as mpl
-
     mpl.use("agg")
-    from matplotlib import pyplot as plt
-
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axis, (family, name) in zip(axes, MAIN, strict=True):
         for label in (*JUDGED, *_tried(family)):
@@ -316,7 +327,14 @@ def _row(name: str, *, ours: float, peer: float, peer_name: str, unit: str, most
     ratio = ours / peer if peer else 1.0
     said = f"<= 1/{1 / most:g}" if 0 < most <= 0.1 else f"<= {most:g}"
     return Row(
-        name=name, ours=ours, peer=peer, peer_name=peer_name, unit=unit, ratio=ratio, target=said, met=bool(ratio <= most)
+        name=name,
+        ours=ours,
+        peer=peer,
+        peer_name=peer_name,
+        unit=unit,
+        ratio=ratio,
+        target=said,
+        met=bool(ratio <= most),
     )
 
 

@@ -25,8 +25,14 @@ def rows(*, customers: int, days: int, replications: int) -> Iterator[Row]:
         found = comparison.run(program, [world], policies=["hold", "fixed", "thompson", "patient"], **sizes)
         for name in ("thompson", "patient"):
             for against in _of(found, name).against:
-                yield _row(f"{world}: {name}, macro-conversion against {NAMES[against.yardstick]}", against.macro_ratio, least=2.0)
-                yield _row(f"{world}: {name}, reward against {NAMES[against.yardstick]}", against.reward_ratio, least=1.0)
+                yield _row(
+                    f"{world}: {name}, macro-conversion against {NAMES[against.yardstick]}",
+                    against.macro_ratio,
+                    least=2.0,
+                )
+                yield _row(
+                    f"{world}: {name}, reward against {NAMES[against.yardstick]}", against.reward_ratio, least=1.0
+                )
             held = _against(_of(found, name), "hold")
             for day, kept in held.retention_ratio.items():
                 yield _row(f"{world}: {name}, retention at {day} against no nudge", kept, least=1.2)
@@ -35,7 +41,9 @@ def rows(*, customers: int, days: int, replications: int) -> Iterator[Row]:
         against = _against(_of(found, name), "clicks")
         yield _row(f"fatigue: {name}, {days}-day value against greed for clicks", against.reward_ratio, least=1.05)
         yield _row(f"fatigue: {name}, messages against greed for clicks", against.messages_ratio, most=0.75)
-        yield _row(f"fatigue: {name}, value against no nudge", _against(_of(found, name), "hold").reward_ratio, least=1.0)
+        yield _row(
+            f"fatigue: {name}, value against no nudge", _against(_of(found, name), "hold").reward_ratio, least=1.0
+        )
 
 
 def _of(found: Comparison, name: str) -> Compared:

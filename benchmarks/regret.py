@@ -1,9 +1,10 @@
 """What does a learner lose while it learns? A closed loop in a world, every result kept, so that a run can be stopped.
 
-All choose under the same floor, in the same worlds, from the same contexts, and learn every 500 decisions. Regret is the
-expected loss against the best allowed action: of the policy under the floor, and net of it, of the policy alone.
+All choose under the same floor, in the same worlds, from the same contexts, and learn every 500 decisions. Regret is
+the expected loss against the best allowed action: of the policy under the floor, and net of it, of the policy alone.
 """
 
+import ast
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -112,7 +113,7 @@ def kept(cell: Cell) -> Path:
 
 def _learner(cell: Cell, space: ActionSpace) -> Learner:
     if cell.learner in KINDS:
-        return KINDS[cell.learner](space)  # type: ignore[call-arg,return-value]  # learners take a space
+        return KINDS[cell.learner](space)  # type: ignore[call-arg]  # learners take a space
     setting = settings()[cell.learner]
     return vowpal(space, setting) if setting.peer == peers.VW else Apart(space, setting, seed=cell.seed)
 
@@ -133,8 +134,10 @@ def _code() -> str:
 
 @cache
 def _peers_code() -> str:
-    return _hashed([HERE / "peers_worker.py", HERE / "peers-requirements.txt"])
+    return _hashed([HERE / "peers_worker.py"]) + (HERE / "peers-requirements.txt").read_text(encoding="utf-8")
 
 
 def _hashed(paths: Iterable[Path]) -> str:
-    return sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()
+    """Return a hash of programs, whatever their comments and layout."""
+    parsed = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(paths)]
+    return sha256("".join(parsed).encode()).hexdigest()

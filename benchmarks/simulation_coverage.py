@@ -53,7 +53,9 @@ def judged(world: World, *, seed: int, customers: int, days: int) -> Iterator[Ju
 
 
 def _run(world: World, *, seed: int, customers: int, days: int) -> Run:
-    program = world.program(Program.parse(read("fitness-coaching"), source="fitness-coaching.toml"), customers=customers)
+    program = world.program(
+        Program.parse(read("fitness-coaching"), source="fitness-coaching.toml"), customers=customers
+    )
     population = populate(program, world, customers=customers, seed=seed, start=START)
     return rollout(population, sole(Uniform(program.space)), days=days)
 
@@ -82,7 +84,11 @@ def rows(*, replications: int, customers: int, days: int) -> Iterator[Row]:
         if trusted:
             # 95 % less three standard errors of so many: one false alarm in 700 worlds.
             least = 0.95 - 3.0 * float(np.sqrt(0.95 * 0.05 / len(trusted)))
-            yield _row(f"{name}: coverage of {len(trusted)} trusted estimates of {len(found)}", float(np.mean(trusted)), least=least)
+            yield _row(
+                f"{name}: coverage of {len(trusted)} trusted estimates of {len(found)}",
+                float(np.mean(trusted)),
+                least=least,
+            )
         else:
             print(f"{name}: no estimate was trusted", flush=True)
     log = _run(WORLDS["demo"], seed=9, customers=customers, days=days).dataset

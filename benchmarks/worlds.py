@@ -36,7 +36,7 @@ CUSTOMERS = 2_500
 
 
 class Asked(NamedTuple):
-    """A batch of customers: contexts (n, d), allowed (n, k), expected gains over hold (n, k), codes (n,), times (n,)."""
+    """A batch: contexts (n, d), allowed (n, k), expected gains over hold (n, k), codes (n,), times (n,)."""
 
     contexts: Floats
     allowed: Bools
@@ -159,8 +159,9 @@ class Linear:
             x = contexts(n, self._people)
             taste = -1.0 if self.name == "drift" and start >= self.decisions / 2 else 1.0
             gains = self._response.gains(x, taste=taste)
-            codes = (start + np.arange(n)) // 4
-            self._now = Asked(x, masks(n, self._people), gains, codes, START + 30.0 * (start + np.arange(n)))
+            order = start + np.arange(n)
+            at = np.asarray(START + 30.0 * order, dtype=np.float64)
+            self._now = Asked(x, masks(n, self._people), gains, order // 4, at)
             yield self._now
 
     def draws(self) -> Floats:
@@ -211,7 +212,7 @@ class Simulated:
         self.until = self.now.asks[:, None] + self.population.windows
         mask = guarded(self.program, self.asking.cohort, shared=Shared.unlimited(self.program)).mask
         worth = expected_of_all(self.now, until=self.until, worth=self.population.effects.worth)
-        gains = worth - worth[:, :1] - self.space.action_costs
+        gains: Floats = worth - worth[:, :1] - self.space.action_costs
         x = encode(self.program, features(self.program, self.asking.cohort))
         return Asked(x, mask, gains, np.arange(rows.start, rows.stop), self.now.asks)
 
