@@ -204,4 +204,6 @@ def _place(call: Call, program: Program, place: Place, effects: Sequence[Effect]
     fields = [(records.journey_field(program.name), call.content(records.encode_journey(place.customer)))]
     if place.released or any(e.overrun for e in effects):
         fields.append((records.released_field(program.name), call.record(place.released)))
+    if place.ledger.entries:
+        fields.append((records.ledger_field(program.name), call.record(place.ledger)))
     return fields

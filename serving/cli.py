@@ -464,7 +464,7 @@ def program_show(program: str, target: Path | None, log: bool, as_json: bool) ->
 @click.option("--premortem", metavar="PROGRAM", help="Put a program into every kind of trouble: what breaks first?")
 @as_json
 def simulate(worlds: tuple[str, ...], **asked: Any) -> None:
-    """Run policies against simulated customers whose true responses are known.
+    r"""Run policies against simulated customers whose true responses are known.
 
     Every policy meets the same customers and the same chance, after the same two weeks at random; each replication has
     other customers. Reward, conversion, retention, momentum, messages, opt-outs, cost, regret and fairness are

@@ -129,7 +129,7 @@ class Decider:
         metrics: where it is measured.
         size: most rows of a batch.
         queue: most rows that wait.
-        seconds: after so long a row that is not kept is answered as hold.
+        seconds: after so long a row that is not kept is answered as hold; a large request has so long for each batch.
         breaker: shared by all who ask the store.
         tracer: is told of each batch.
     """
@@ -294,8 +294,8 @@ class Decider:
         self._observe("queue", now - min(e.lane.since for e in batch))
         self._metrics.batch_rows.labels(self.program.name).observe(len(batch))
         self._metrics.waiting.labels(self.program.name).set(self._waiting)
-        entries = [e for e in batch if now - e.lane.since <= self._seconds]
-        self._hold([e for e in batch if now - e.lane.since > self._seconds], "late")
+        entries = [e for e in batch if now - e.lane.since <= self._patience(e.lane)]
+        self._hold([e for e in batch if now - e.lane.since > self._patience(e.lane)], "late")
         store = self._store()
         if store is None or self.breaker.open:
             self._hold(entries, "store")
@@ -317,6 +317,10 @@ class Decider:
         else:
             self.breaker.worked()
             self._hold(list(left.values()), "stale")
+
+    def _patience(self, lane: _Lane) -> float:
+        """Return the seconds that a request may wait: one that fills several batches, as many times as long."""
+        return self._seconds * max(1.0, len(lane.answers) / self._size)
 
     async def _attempts(self, store: Keeper, left: dict[int, _Entry]) -> None:
         """Decide rows until all are kept, or the retries are used up; `left` is what is not answered yet."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,13 +28,12 @@ from serving.processes import store_url
 from serving.publishing import Slot
 from serving.store import Published, Store
 from training import audit as auditing
-from training import dataset, events, promotion, scorecard_page
+from training import dataset, delay, events, promotion, scorecard_page
 from training import evaluate as judging
 from training import report as page
 from training import scorecard as measuring
 from training import train as training
 from training.evaluate import Evaluation, Progress, Score, Target
-from training.fairness import Limits
 from training.promotion import Verdict
 from training.registry import APPROVED_BY, Registered, Registry
 from training.scorecard import Asked, Scorecard
@@ -445,7 +444,7 @@ def asked(*, since: str | None, until: str | None, protect: Sequence[str] = (), 
     return Asked(
         since=_moment(since, "--since"),
         until=_moment(until, "--until"),
-        limits=Limits(attributes=tuple(protect)),
+        protect=tuple(protect),
         **more,  # type: ignore[arg-type]
     )
 
@@ -489,6 +488,8 @@ def audit(program: Program) -> list[Checked]:
     if len(raw) and not log.estimated_propensities:
         every = dataset.load(given.archive, program, now=math.inf, arms="judging")
         written.append(auditing.rescoring(every, _policies(program, Registry.open(), every.loggers)))
+        if math.isfinite(log.until):
+            written.append(delay.newest(delay.load(given.archive, program, now=log.until)))
     return [
         Checked(
             check=f"{found.score(c.target).title}: {c.title}" if c.target else c.title,
@@ -595,7 +596,9 @@ def simulate(
         raise ValueError("--fit estimates a world from a log: leave out worlds, --policy and --premortem")
     if premortem is not None and (worlds or len(policies) > 1):
         raise ValueError("--premortem has worlds of its own: leave out worlds, and name at most one --policy")
-    sizes = {"customers": customers, "days": days, "replications": replications, "seed": seed}
+    sizes: dict[str, Any] = {"customers": customers, "days": days, "replications": replications, "seed": seed}
+    data: object
+    table: object
     if archive is not None:
         fitted = fitting.fit(archive, find(program), seed=seed, progress=progress)
         data, table, text = msgspec.to_builtins(fitted), fitting.table(fitted), page.fit_html(fitted, command=command)

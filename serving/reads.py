@@ -73,11 +73,17 @@ def customer_fields(program: str) -> list[str]:
     return ["rev", "profile", records.journey_field(program), records.released_field(program)]
 
 
+def outcome_fields(program: str) -> list[str]:
+    """Return the fields of a customer that an outcome needs: what may be corrected, besides."""
+    return [*customer_fields(program), records.ledger_field(program)]
+
+
 def known(program: Program, customer_id: str, fields: Sequence[bytes | None], *, at: float) -> Before:
     """Return a customer from its fields; one never seen is new at `at`."""
-    rev, profile, journey, released = fields
+    rev, profile, journey, released, *ledger = fields
     customer = records.decode_customer(program, customer_id, journey=journey, profile=profile, at=at)
-    return Before(Place(customer, records.decode_released(released)), int(rev or 0))
+    place = Place(customer, records.decode_released(released), records.decode_ledger(next(iter(ledger), None)))
+    return Before(place, int(rev or 0))
 
 
 def asked(program: Program, wanted: Sequence[Wanted], *, shard: int) -> Asked:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from optimizer.customer import Customer, Sent, new_customer
 from optimizer.events import Decision, Outcome, Scalar
+from optimizer.hearing import Ledger
 from optimizer.program import Program
 
 LAYOUT = 2
@@ -42,6 +43,7 @@ KINDS: dict[bytes, type[Event]] = {b"decision": Decision, b"outcome": Outcome, b
 _encoder = msgspec.msgpack.Encoder()
 _customer = msgspec.msgpack.Decoder(Customer)
 _profile = msgspec.msgpack.Decoder(Profile)
+_ledger = msgspec.msgpack.Decoder(Ledger)
 _member = msgspec.msgpack.Decoder(tuple[str, str])
 _sents = msgspec.msgpack.Decoder(tuple[Sent, ...])
 _events = {kind: msgspec.msgpack.Decoder(shape) for kind, shape in KINDS.items()}
@@ -57,7 +59,7 @@ def shard_of(customer_id: str, shards: int) -> int:
 
 
 def customer_key(shard: int, customer_id: str) -> str:
-    """Return the key of a customer's hash: `rev`, `seen`, `profile`, and for each program `journey:`, `released:`."""
+    """Return the key of a customer's hash: `rev`, `seen`, `profile`, and for each program `journey:`, `released:`, `heard:`."""
     return f"{{{shard}}}:customer:{customer_id}"
 
 
@@ -127,6 +129,11 @@ def released_field(program: str) -> str:
     return f"released:{program}"
 
 
+def ledger_field(program: str) -> str:
+    """Return the field of the outcomes that may still be corrected."""
+    return f"heard:{program}"
+
+
 def programs_of(fields: Iterable[bytes]) -> list[str]:
     """Return the programs that a customer's hash knows."""
     return [f.decode().partition(":")[2] for f in fields if f.startswith(b"journey:")]
@@ -175,6 +182,11 @@ def decode_member(data: bytes) -> tuple[str, str]:
 def decode_released(data: bytes | None) -> tuple[Sent, ...]:
     """Read the nudges that were released."""
     return () if data is None else _sents.decode(data)
+
+
+def decode_ledger(data: bytes | None) -> Ledger:
+    """Read what may still be corrected."""
+    return Ledger() if data is None else _ledger.decode(data)
 
 
 def decode_event(kind: bytes, payload: bytes) -> Event:

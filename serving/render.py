@@ -123,12 +123,12 @@ def _chances(program: Program, vectors: Floats32) -> list[_Likely]:
     """Return the most likely actions of each row (n, k), most likely first."""
     shown, names = min(SHOWN, vectors.shape[1]), program.space.names
     top = np.argpartition(vectors, vectors.shape[1] - shown, axis=1)[:, -shown:]
-    chances = vectors[np.arange(len(vectors))[:, None], top].tolist()
+    chances = vectors[np.arange(len(vectors))[:, None], top].astype(np.float64).round(6).tolist()
     possible = np.count_nonzero(vectors, axis=1).tolist()
     likely = []
     for actions, row, n in zip(top.tolist(), chances, possible, strict=True):
         ordered = sorted(zip(row, actions, strict=True), key=_most_likely_first)[:n]
-        likely.append(_Likely({names[a]: round(p, 6) for p, a in ordered}, others=n - len(ordered)))
+        likely.append(_Likely({names[a]: p for p, a in ordered}, others=n - len(ordered)))
     return likely
 
 

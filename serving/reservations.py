@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from optimizer.customer import Customer, Sent, local_day, utc_offset
 from optimizer.events import Decision, Outcome
 from optimizer.guardrails import is_off_beat
-from optimizer.journey import MEMORY, follow, receive, release
+from optimizer.hearing import Ledger, hear
+from optimizer.journey import MEMORY, receive, release
 from optimizer.program import Program
 
 UNLIMITED = 2**53
@@ -50,10 +51,14 @@ class Move(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A customer in a program, with the nudges whose reservation was released, in case they are shown late."""
+    """A customer in a program, with the nudges whose reservation was released, in case they are shown late.
+
+    The ledger has the outcomes that may still be corrected; it is read where outcomes are written.
+    """
 
     customer: Customer
     released: tuple[Sent, ...] = ()
+    ledger: Ledger = Ledger()
 
 
 class Effect(NamedTuple):
@@ -150,15 +155,17 @@ class New(NamedTuple):
 def after(program: Program, place: Place, new: New) -> Effect:
     """Return what a new outcome leads to; ValueError if the program does not know its event.
 
-    A correction, or an outcome revoked before it was heard of, changes what is learned and not where the customer is.
+    A correction moves the customer as if it had been right from the start (`optimizer.hearing`). A `not_shown` that is
+    taken back reserves the nudge again; a `shown` that is taken back changes nothing, for it may have been seen.
     """
     outcome = new.outcome
-    if outcome.revoked or not new.first:
-        return Effect(place)
-    customer = follow(program, place.customer, outcome.event, at=outcome.at, value=outcome.value)
-    place = place._replace(customer=customer)
+    heard = hear(program, place.customer, place.ledger, outcome=outcome, first=new.first)
+    place = place._replace(customer=heard.customer, ledger=heard.ledger)
     if outcome.decision_id is None:
         return Effect(place)
+    if outcome.revoked or not new.first:
+        back = outcome.revoked and not new.first and outcome.event == "not_shown"
+        return _shown(program, place, outcome.decision_id) if back else Effect(place)
     if outcome.event == "not_shown":
         return released(program, place, outcome.decision_id)
     return _shown(program, place, outcome.decision_id)
@@ -171,7 +178,7 @@ def released(program: Program, place: Place, decision_id: str) -> Effect:
         return Effect(place)
     remembered = tuple(s for s in place.released if s.deliver_at >= sent.deliver_at - MEMORY)
     customer = release(program, place.customer, decision_id)
-    return Effect(Place(customer, (*remembered, sent)), tuple(_moves(program, sent, sign=-1)))
+    return Effect(place._replace(customer=customer, released=(*remembered, sent)), tuple(_moves(program, sent, sign=-1)))
 
 
 def expired(program: Program, place: Place, decision_id: str) -> Effect:
@@ -188,7 +195,7 @@ def _shown(program: Program, place: Place, decision_id: str) -> Effect:
         return Effect(place)
     customer = receive(program, customer, replace(late, settled=True))
     rest = tuple(s for s in place.released if s is not late)
-    return Effect(Place(customer, rest), tuple(_moves(program, late, sign=1)), overrun=late)
+    return Effect(place._replace(customer=customer, released=rest), tuple(_moves(program, late, sign=1)), overrun=late)
 
 
 def _find(nudges: tuple[Sent, ...], decision_id: str) -> Sent | None:

@@ -454,7 +454,7 @@ class Store:
         self, program: str, keys: Mapping[str, Sequence[str]]
     ) -> list[tuple[list[bytes | None], list[bytes | None]]]:
         """Return the fields of customers, and the values of keys that belong to each."""
-        names, fields = list(keys), reads.customer_fields(program)
+        names, fields = list(keys), reads.outcome_fields(program)
         parts = _parts([self.shard(name) for name in names], most=ROWS)
         asked = []
         for shard, part in parts:

@@ -71,7 +71,7 @@ async def test_real_and_simulated_customers_are_kept_apart(url: str) -> None:
 async def test_a_layout_of_another_release_is_refused(url: str) -> None:
     async with await Store.open(url) as store:
         await store.command("HSET", "{g}:layout", "version", 99)
-    with pytest.raises(StoreError, match="has layout 99, this program reads 1"):
+    with pytest.raises(StoreError, match=f"has layout 99, this program reads {records.LAYOUT}"):
         await Store.open(url)
 
 
