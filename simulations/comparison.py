@@ -34,7 +34,7 @@ DEFAULT = ("hold", "fixed", "rules", "uniform", "thompson", "best")
 """Policies that are compared where none is named."""
 
 YARDSTICKS = ("hold", "fixed", "clicks")
-"""What the others are compared with, where they take part: no nudge, the best single nudge for all, greed for clicks."""
+"""What the others are compared with, where they take part: no nudge, the best single nudge, greed for clicks."""
 
 LEVEL = 0.95
 FEWEST = 10
@@ -362,7 +362,7 @@ def _segment(ours: Sequence[_One], held: Sequence[_One] | None, *, attribute: st
 
 def table(found: Comparison) -> list[dict[str, object]]:
     """Return a comparison as rows for a terminal: a policy in a world a row."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for one in (compared for played in found.worlds for compared in played.policies):
         m = one.measured
         rows.append(

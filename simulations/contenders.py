@@ -27,7 +27,7 @@ from simulations.truth import best, scores
 from training.dataset import Dataset
 
 FIXED = ("hold", "fixed", "rules", "uniform")
-"""Contenders that learn nothing, and explore next to nothing; `fixed` is the best single nudge for all, as the simulator knows it."""
+"""Contenders that learn nothing and explore next to nothing; `fixed` is the best single nudge for all."""
 
 LEARNERS = tuple(kind for kind in KINDS if kind not in ("hold", "fixed", "rules", "uniform", "mixture"))
 SPECIAL = ("clicks", "patient", "best")
@@ -92,7 +92,9 @@ def _unlearned(name: str, past: Run) -> Policy:
         return best_fixed(past)
     if name not in FIXED:
         return load(Path(name), program.space)
-    return {"hold": Hold, "uniform": Uniform}[name](program.space) if name != "rules" else Rules.of(program)
+    if name == "rules":
+        return Rules.of(program)
+    return Hold(program.space) if name == "hold" else Uniform(program.space)
 
 
 def _play(past: Run, policy: Policy, *, days: int) -> Result:

@@ -1,9 +1,10 @@
 """Which world is your log from? Settings estimated from logged rounds, and how well they reproduce what was held out.
 
-Two thirds of the customers (by a hash) are fitted, the others judge. Each setting has a moment of the log
-that moves with it; the world is simulated under what the log's policy did on average in each stage, its moments are
-read as the log's are, and each setting is moved by what its moment is off. What no moment shows (fatigue's slow part,
-goal gradient, types) stays as in the world that the fit starts from: the answer says which settings were fitted.
+Two thirds of the customers (by a hash) are fitted, the others judge. Each setting has a moment of the log that moves
+with it; the world is simulated under what the log's policy did on average in each stage, its moments are read as the
+log's are, and each setting is moved by what its moment is off. What no moment pins down (what each level does,
+fatigue's slow part, goal gradient, types) stays as in the world that the fit starts from, and the answer says which
+settings were fitted.
 """
 
 from collections.abc import Callable, Sequence
@@ -85,7 +86,7 @@ class _Read(NamedTuple):
 
 
 class _Knob(NamedTuple):
-    """A setting, the moment that moves it, and how: `rate` on the logit scale, `size` by ratio, `shift` by difference."""
+    """A setting, the moment that moves it, and how: `rate` and `shift` by a difference of logits, `size` by ratio."""
 
     setting: str
     moment: str
@@ -101,7 +102,6 @@ KNOBS = (
     _Knob("lift", "everyday steps after a nudge", "shift"),
     _Knob("goal_lift", "goals after a nudge", "shift"),
     _Knob("activity", "how customers differ", "size"),
-    _Knob("incentive", "how incentives differ", "size"),
 )
 
 
@@ -183,7 +183,8 @@ def fitted(log: Dataset, *, seed: int = 1, start: World = DEMO, progress: Progre
         found = {m.name: m.value for m in read(_simulated(log, world, policy, days=days, seed=seed + 1_000 + done))}
         world = _moved(world, wanted, found)
         trail.append(world)
-    world = replace(world, **{k.setting: float(np.mean([getattr(w, k.setting) for w in trail[-KEPT:]])) for k in KNOBS})
+    settled = {k.setting: float(np.mean([getattr(w, k.setting) for w in trail[-KEPT:]])) for k in KNOBS}
+    world = replace(world, **settled)  # type: ignore[arg-type]  # settings that are numbers
     fresh = [_simulated(log, world, policy, days=days, seed=seed + 2_000 + i) for i in range(2)]
     if progress:
         progress("fitting a world", PASSES + 1, PASSES + 1)
@@ -196,7 +197,7 @@ def fitted(log: Dataset, *, seed: int = 1, start: World = DEMO, progress: Progre
         held_out=len(np.unique(held.rounds.customers)),
         days=days,
         started_from=start.name,
-        settings={k.setting: round(getattr(world, k.setting), 5) for k in KNOBS},
+        settings={k.setting: round(settled[k.setting], 5) for k in KNOBS if k.moment in wanted},
         moments=moments,
         reproduced=float(np.mean([m.reproduced for m in moments])),
     )
@@ -207,12 +208,14 @@ def check(log: Dataset) -> None:
     customers, rounds, days = len(np.unique(log.rounds.customers)), len(log), _days(log) if len(log) else 0
     held, nudged = int((log.rounds.actions == HOLD).sum()), int((log.rounds.actions != HOLD).sum())
     problems = [
-        (customers < FEWEST_CUSTOMERS, f"{customers:,} customers with matured rounds", f"wait for {FEWEST_CUSTOMERS:,}"),
+        (customers < FEWEST_CUSTOMERS, f"{customers:,} customers with matured rounds",
+         f"wait for {FEWEST_CUSTOMERS:,}"),
         (rounds < FEWEST_ROUNDS, f"{rounds:,} matured rounds", f"wait for {FEWEST_ROUNDS:,}"),
         (days < FEWEST_DAYS, f"{days} days", f"wait for {FEWEST_DAYS}: a week has its own rhythm"),
-        (held < FEWEST_ARM, f"{held:,} rounds that held", f"{FEWEST_ARM:,} show what happens by itself: raise"
-         " exploration.hold"),
-        (nudged < FEWEST_ARM, f"{nudged:,} rounds that nudged", f"{FEWEST_ARM:,} show what nudges do: let more through"),
+        (held < FEWEST_ARM, f"{held:,} rounds that held",
+         f"{FEWEST_ARM:,} show what happens by itself: raise exploration.hold"),
+        (nudged < FEWEST_ARM, f"{nudged:,} rounds that nudged",
+         f"{FEWEST_ARM:,} show what nudges do: let more through"),
         (log.estimated_propensities, "estimated probabilities", "log the vector that each action was drawn from"),
         (not any(c.any() for c in log.events.values()), "no outcome at all",
          "report events, or check that their names are those of the program"),

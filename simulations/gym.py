@@ -1,8 +1,8 @@
 """Can any reinforcement learner be tried against the population? The simulated customers as a `gymnasium.Env`.
 
 One step is one decision: the next customer asks, the agent answers with an action, and what the day leads to within the
-program's windows, less the cost, is the reward. Guardrails hold: an action that is blocked is a hold, and `info["mask"]`
-says beforehand which are allowed. A day's customers are asked in turn; a night passes after the last of them.
+program's windows, less the cost, is the reward. Guardrails hold: an action that is blocked is a hold, and
+`info["mask"]` says beforehand which are allowed. A day's customers are asked in turn; a night passes after the last.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -69,7 +69,7 @@ def html(found: Comparison, *, command: str) -> str:
         title=lambda name: TITLES.get(name, name),
         sentence=sentence,
         charts=lambda played: _charts(found, played),
-        promises=lambda played: promises(found, played),
+        promises=promises,
         stages=found.stages,
         segments=_segments,
         said=_said,
@@ -119,7 +119,7 @@ def sentence(played: Played) -> str:
     return f"{title} earned most here, {_said(against.reward, signed=True)} a customer over no nudge, {sure}."
 
 
-def promises(found: Comparison, played: Played) -> list[Promise]:
+def promises(played: Played) -> list[Promise]:
     """Hold each learner against what the texts on customer momentum promise."""
     told = []
     for one in played.policies:
@@ -156,15 +156,15 @@ def _charts(found: Comparison, played: Played) -> list[Chart]:
     def of(read: Callable[[Compared], Spread]) -> list[tuple[str, Spread]]:
         return [(p.policy, read(p)) for p in played.policies]
 
-    days = [d for d in played.policies[0].measured.retention]
-    charts = [
+    goal = "the goal: share of the customers who reached it"
+    return [
         _chart("Reward", "a customer, costs taken off", of(lambda p: p.measured.reward), _currency(found)),
         _chart("Macro-actions", "share of the customers who took one", of(lambda p: p.measured.macro), _percent),
-        _chart(found.goal, "the goal: share of the customers who reached it", of(lambda p: p.measured.conversion), _percent),
+        _chart(found.goal, goal, of(lambda p: p.measured.conversion), _percent),
         *(
             _chart(f"Still active at {d}", "a step or a goal in the week before",
                    of(lambda p, d=d: p.measured.retention[d]), _percent)  # type: ignore[misc]  # a default binds d
-            for d in days
+            for d in played.policies[0].measured.retention
         ),
         _chart("Messages", "a customer", of(lambda p: p.measured.messages), _number),
         _chart("Opted out", "share of the customers", of(lambda p: p.measured.opted_out), _percent),
@@ -173,7 +173,6 @@ def _charts(found: Comparison, played: Played) -> list[Chart]:
         _chart("Regret", "a decision, against the best that was allowed, one step ahead",
                of(lambda p: p.measured.regret), _currency(found)),
     ]  # fmt: skip
-    return charts
 
 
 def _currency(found: Comparison) -> Callable[[float], str]:
@@ -189,7 +188,13 @@ def _number(x: float) -> str:
 
 
 def _chart(title: str, says: str, rows: Sequence[tuple[str, Spread]], write: Callable[[float], str]) -> Chart:
-    ends = [x for _, s in rows for x in (s.value, s.low, s.high) if x is not None]
+    counts = write in (_percent, _number)
+    ends = [
+        x
+        for _, s in rows
+        for x in (s.value, s.low if s.low is None or not counts else max(s.low, 0.0), s.high)
+        if x is not None
+    ]
     low, high = min(ends), max(ends)
     margin = 0.05 * ((high - low) or abs(high) or 1.0)
     low, high = low - margin, high + margin
@@ -199,6 +204,7 @@ def _chart(title: str, says: str, rows: Sequence[tuple[str, Spread]], write: Cal
 
     def bar(name: str, s: Spread) -> Bar:
         a, b = (s.value if end is None else end for end in (s.low, s.high))
+        a = max(a, 0.0) if counts else a  # a share or a count is never below 0
         note = f"{write(a)} to {write(b)}" if s.low is not None else "one replication: no interval"
         tone = {"hold": "baseline", "fixed": "baseline", "rules": "today", "uniform": "baseline", "best": "ideal"}
         return Bar(
@@ -226,7 +232,7 @@ def _segments(played: Played) -> list[tuple[str, list[Segment]]]:
 
 def _said(x: Spread | None, *, signed: bool = False) -> str:
     if x is None:
-        return "–"
+        return "\N{EN DASH}"
     sign = "+" if signed else ""
     reach = f" ({x.low:{sign}.2f} to {x.high:{sign}.2f})" if x.low is not None and x.high is not None else ""
     return f"{x.value:{sign}.2f}{reach}".replace("-", "\N{MINUS SIGN}")

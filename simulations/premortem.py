@@ -115,7 +115,8 @@ def hazards(*, day: int) -> tuple[Hazard, ...]:
     then = day + 7
     return (
         Hazard("fatigue", "Customers tire", "Every nudge wears out the next ones, and the tired leave.",
-               {"decay": 0.92, "blunting": 0.3, "burden": 0.15, "leaving": 0.002, "leaving_growth": 0.6, "repetition": 0.6}),
+               {"decay": 0.92, "blunting": 0.3, "burden": 0.15, "leaving": 0.002,
+                "leaving_growth": 0.6, "repetition": 0.6}),
         Hazard("harm", "Nudges put people off", "What helped before now annoys, and many opt out.",
                {"lift": -0.4, "goal_lift": -0.4, "burden": 0.1, "leaving": 0.004}),
         Hazard("drift", "Tastes turn", "A week in, tones do the opposite of what they did.",
@@ -129,7 +130,7 @@ def hazards(*, day: int) -> tuple[Hazard, ...]:
         Hazard("lost events", "Events get lost", "Half of what customers do is never reported.", {"lost": 0.5}),
         Hazard("late events", "Outcomes come late", "Most of what a nudge brings comes after a week.",
                {"delays": ((24.0, 0.2), (240.0, 0.8))}),
-        Hazard("empty shelf", "An incentive goes", "A week in, the program's first incentive cannot be offered any more.",
+        Hazard("empty shelf", "An incentive goes", "A week in, the first incentive cannot be offered any more.",
                {"retirement_day": then}),
     )  # fmt: skip
 
@@ -207,7 +208,7 @@ class _Story:
 
     def troubled(self, hazard: Hazard, **rules: object) -> History:
         """Return how it goes on in trouble, with some guardrails changed from then on."""
-        hostile = replace(self.world, name=hazard.name, **hazard.settings)  # type: ignore[arg-type]  # settings of a world
+        hostile = replace(self.world, name=hazard.name, **hazard.settings)  # type: ignore[arg-type]  # a world's
         population = populate(self.program, hostile, customers=self.customers, seed=self.seed, start=START)
         past = _in(self.past, population)
         if rules:
@@ -366,7 +367,7 @@ def _tightened(story: _Story) -> Iterator[tuple[str, str, dict[str, object]]]:
         yield "budget", f'budget = {{ amount = {amount:g}, period = "1w" }}', {"budget": Budget(amount=amount)}
     kinds = sorted({i.kind for i in story.program.incentives if i.cost})
     if kinds:
-        caps = {**rules.cap_per_week_by_kind, **dict.fromkeys(kinds, 0)}
+        caps: dict[str, int] = rules.cap_per_week_by_kind | {str(kind): 0 for kind in kinds}
         words = ", ".join(f"{k} = 0" for k in kinds)
         yield "cap_per_week_by_kind", f"cap_per_week_by_kind = {{ {words} }}", {"cap_per_week_by_kind": caps}
 
@@ -377,7 +378,7 @@ def table(found: Premortem) -> list[dict[str, object]]:
         {
             "trouble": h.title,
             "breaks_by_day": h.day if h.broken else "-",
-            "what": h.says,
+            "what": h.says if h.broken else "-",
             "whom": h.whom or "-",
             "caught_by": ", ".join(f"{r.setting} ({100 * min(r.saved, 1.0):.0f} %)" for r in h.remedies if r.caught)
             or ("no guardrail that was tried" if h.broken else "-"),

@@ -214,8 +214,9 @@ class Suggestions(NamedTuple):
 def suggestions(world: World, *, seed: int, people: int = 12_000, everyday: float = 0.1, days: int = 42) -> Suggestions:
     """Run the micro-randomised trial of Klasnja et al. (2019, HeartSteps) again: a suggestion on three days in five.
 
-    Each day each person is sent one of 200 suggestions, in one of six wordings, with chance 0.6, else none. The effect is estimated as there:
-    centred at the chance of being sent, constant over the days, or with a straight trend whose start is day 0.
+    Each day each person is sent one of 200 suggestions, in one of six wordings, with chance 0.6, else none. The
+    effect is estimated as there: centred at the chance of being sent, constant over the days, or with a straight trend
+    whose start is day 0.
     """
     levels = tuple(level(f"suggestion-{i:03d}") for i in range(200))
     deck = program(levels, everyday="walk", goal="renewal", value=100.0, tones=6)
@@ -227,15 +228,15 @@ def suggestions(world: World, *, seed: int, people: int = 12_000, everyday: floa
     centred = (run.sent != HOLD) - 0.6
     trend = np.arange(days, dtype=np.float64)
     residual = walked - walked.mean(axis=1, keepdims=True)  # a free mean for each day
-    level_, slope = np.linalg.lstsq(
+    start = np.linalg.lstsq(
         np.array([[days, trend.sum()], [trend.sum(), (trend**2).sum()]]) * 0.24 * people,
         np.array([(centred * residual).sum(), ((centred * residual).sum(axis=1) * trend).sum()]),
         rcond=None,
-    )[0]
+    )[0][0]
     average = (centred * residual).sum() / (0.24 * people * days)
     untouched = walked[run.sent == HOLD].mean()
     first_day = walked[0][run.sent[0] == HOLD].mean()
-    return Suggestions(float(level_ / first_day), float(average / untouched))
+    return Suggestions(float(start / first_day), float(average / untouched))
 
 
 # ------------------------------------------------------------------------------------------------------------ coupons

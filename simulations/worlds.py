@@ -144,6 +144,17 @@ class World:
         for key in _SHARES:
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise ValueError(f"world {self.name!r}: {key} = {getattr(self, key)!r} is no share: use 0 to 1")
+        self._check_days()
+        for key in ("zones", "delays"):
+            total = sum(share for _, share in getattr(self, key))
+            if abs(total - 1.0) > 1e-9:
+                raise ValueError(f"world {self.name!r}: the shares of {key} add up to {total:g}: make it 1")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not _possible(field.name, value):
+                raise ValueError(f"world {self.name!r}: {field.name} = {value!r} is impossible: {_MEND[field.name]}")
+
+    def _check_days(self) -> None:
         for key in ("drift_day", "arrival_day", "retirement_day"):
             day = getattr(self, key)
             if day is not None and not (isinstance(day, int) and day >= 0):
@@ -156,14 +167,6 @@ class World:
             )
         if any(hours <= 0.0 or share < 0.0 for hours, share in self.delays):
             raise ValueError(f"world {self.name!r}: delays = {self.delays!r}: use (hours above 0, share of 0 or more)")
-        for key in ("zones", "delays"):
-            total = sum(share for _, share in getattr(self, key))
-            if abs(total - 1.0) > 1e-9:
-                raise ValueError(f"world {self.name!r}: the shares of {key} add up to {total:g}: make it 1")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not _possible(field.name, value):
-                raise ValueError(f"world {self.name!r}: {field.name} = {value!r} is impossible: {_MEND[field.name]}")
 
     def program(self, program: Program, *, customers: int) -> Program:
         """Return the program as this world funds it: with a budget in proportion to the customers, if it sets one."""

@@ -9,7 +9,7 @@ import pytest
 from optimizer.program import Program
 from policies.fixed import Hold
 from simulations import comparison, page
-from simulations.comparison import Comparison, Compared, Spread, ratio, spread
+from simulations.comparison import Compared, Comparison, Spread, ratio, spread
 from simulations.contenders import contender
 from simulations.worlds import WORLDS
 from tests.small_program import small
@@ -106,7 +106,7 @@ def test_a_ratio_has_its_interval_and_a_ratio_to_nothing_is_infinite() -> None:
 
 
 def test_the_page_says_where_a_promise_falls_short(found: Comparison) -> None:
-    told = page.promises(found, found.worlds[0])
+    told = page.promises(found.worlds[0])
     texts = " ".join(p.text for p in told)
     assert "Patient" in texts
     assert "Greedy for clicks" in texts

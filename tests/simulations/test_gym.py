@@ -64,12 +64,12 @@ def test_an_action_that_there_is_not_is_refused_and_so_is_a_step_before_a_reset(
 
 
 def test_an_agent_from_elsewhere_learns_to_do_better_than_chance() -> None:
-    """River's greedy bandit beats its own random choice, by batches of 25 paired steps in the second half of each episode: z > 3, one false alarm in 700."""
-    env = environment(small(GUARDRAILS), _world(), customers=50, days=10)
-    episodes = 3
+    """Batches of 30 paired steps in the second half of five episodes: z > 3, one false alarm in 700."""
+    env = environment(small(GUARDRAILS), _world(), customers=60, days=12)
+    episodes = 5
     agents = [bandit.EpsilonGreedy(epsilon=0.15, burn_in=8, seed=3), bandit.RandomPolicy(seed=3)]
     trace = list(bandit.evaluate(policies=agents, env=env, n_episodes=episodes, seed=5))
-    steps = 50 * 10
+    steps = 60 * 12
     table = np.array([row["reward"] for row in trace]).reshape(episodes, steps, 2)
-    gaps = (table[:, steps // 2 :, 0] - table[:, steps // 2 :, 1]).reshape(-1, 25).mean(axis=1)
+    gaps = (table[:, steps // 2 :, 0] - table[:, steps // 2 :, 1]).reshape(-1, 30).mean(axis=1)
     assert gaps.mean() > 3.0 * gaps.std(ddof=1) / np.sqrt(len(gaps))

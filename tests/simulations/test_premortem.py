@@ -1,7 +1,7 @@
 """What breaks a program is measured, and so is the guardrail that would have caught it."""
 
-from msgspec.structs import replace as replaced
 import pytest
+from msgspec.structs import replace as replaced
 
 from optimizer.program import Program
 from simulations import page, premortem
