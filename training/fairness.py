@@ -15,12 +15,14 @@ import numpy as np
 from fairlearn.metrics import MetricFrame, mean_prediction  # type: ignore[import-untyped]  # it ships no types
 
 from optimizer.actions import HOLD, Bools, Floats, Ints
+from optimizer.program import Program
 from training import reward_model
 from training.dataset import Dataset
 from training.evaluate import Target
 from training.figures import Figure, Unit, estimated, few, mean, missing
 from training.intervals import clustered
 from training.ope import dr, weigh
+from training.promotion import Reason, Verdict, with_reasons
 from training.record import UNKNOWN, segments
 
 _BLOCK = 8_192
@@ -38,7 +40,7 @@ Known = Literal["pass", "warn", "fail", "not enough evidence"]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What counts as fair. These are the defaults; declare others where your law or your conscience asks for it.
+    """What counts as fair. These are the defaults; a program declares others where law or conscience asks for it.
 
     Args:
         attributes: those that must not decide who is nudged: a shortfall of exposure fails for them and is a warning
@@ -99,18 +101,29 @@ class Fairness(msgspec.Struct, frozen=True, kw_only=True):
         return self.status != "fail"
 
 
+def declared(program: Program, *, protect: Sequence[str] = ()) -> Limits:
+    """Return what a program declares as fair, with further attributes to protect."""
+    said = program.fairness
+    return Limits(
+        attributes=tuple(dict.fromkeys((*said.protect, *protect))),
+        exposure_ratio=said.exposure_ratio,
+        value_loss=float(said.value_loss),
+        customers=said.customers,
+    )
+
+
 def fairness_gate(dataset: Dataset, *, target: Target | None = None, limits: Limits | None = None) -> Fairness:
     """Judge the policy that chose, or one that may replace it, on a log.
 
     Args:
         dataset: rounds, matured.
         target: the policy to judge, as `evaluate.deployed` returns it; the one that chose where None.
-        limits: what counts as fair.
+        limits: what counts as fair; what the program declares where None.
 
     Raises:
         ValueError: for an attribute that the program does not declare, or a share that is none.
     """
-    limits = limits or Limits()
+    limits = limits or declared(dataset.program)
     _refuse(dataset, limits)
     sorted_ = segments(dataset.program, dataset.rounds.contexts)
     seen = _seen(dataset, target)
@@ -280,3 +293,26 @@ def _spread(seen: _Seen, names: Sequence[str], codes: Ints) -> float | None:
         metrics=mean_prediction, y_true=np.zeros(len(exposed)), y_pred=exposed, sensitive_features=codes[rows]
     )
     return float(frame.ratio(method="between_groups"))
+
+
+def verdict_on(verdict: Verdict, gate: Fairness, *, must_be_known: bool = False) -> Verdict:
+    """Return a verdict after the gate on fairness: what is shown to be unfair keeps the champion.
+
+    What merely looks uneven, and what cannot be judged, is said with the verdict's reasons and stops nothing, unless too
+    little evidence is to stop it.
+
+    Args:
+        verdict: of the evaluation.
+        gate: on the verdict's challenger.
+        must_be_known: where nothing can be judged, leave not enough evidence.
+    """
+    return with_reasons(verdict, [_reason(verdict, gate, c, must_be_known=must_be_known) for c in gate.reasons])
+
+
+def _reason(verdict: Verdict, gate: Fairness, cause: Cause, *, must_be_known: bool) -> Reason:
+    unknown = cause.code == "nothing to judge" and must_be_known
+    speaks: Literal["for", "against", "unknown", "beside"] = (
+        "against" if cause.status == "fail" else "unknown" if unknown else "for" if cause.status == "pass" else "beside"
+    )
+    text = f"fairness of {gate.policy}: {cause.text}"
+    return Reason(code=f"fairness: {cause.code}", speaks=speaks, target=verdict.challenger, text=text, mend=cause.mend)

@@ -254,6 +254,9 @@ class _Tilt(msgspec.Struct, frozen=True):
     multiplier: Floats
 
 
+_HALVINGS = 60
+
+
 def _log_ratio(gaps: Floats) -> _Tilt:
     """Maximise `sum log*(1 + lambda . g)` over lambda for gaps (G, p) by damped Newton steps (Owen, 2001, 3.14)."""
     edge = 1.0 / len(gaps)
@@ -269,8 +272,13 @@ def _log_ratio(gaps: Floats) -> _Tilt:
         curve = (g.T * bend) @ g
         # Far out, where no weights make the gaps average 0, the curve is all but flat: the ridge goes with its size.
         step = np.linalg.solve(curve + (1e-10 * np.trace(curve) + 1e-300) * np.eye(len(found)), g.T @ slope)
-        while (reached := _log_star(1.0 + g @ (found + step), edge)) < best - 1e-12:
+        slack = 1e-11 * max(1.0, abs(best))  # what rounding may take from a sum of logs
+        for _ in range(_HALVINGS):
+            if (reached := _log_star(1.0 + g @ (found + step), edge)) >= best - slack:
+                break
             step = step / 2.0
+        else:
+            break
         found = found + step
         if reached - best < 1e-11 * max(1.0, abs(best)):
             break

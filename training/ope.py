@@ -221,8 +221,9 @@ def switch(evidence: Evidence) -> Floats:
 def slope(rows: Sequence[Floats]) -> Floats:
     """Return the last of several rows of terms whose estimate agrees with all before it.
 
-    The rows go from the least biased to the least spread; agreement is overlap of intervals of two standard errors
-    with the slack of Su, Srinath and Krishnamurthy (2020), as sharpened by Tucker and Lee (2021).
+    The rows go from the least biased to the least spread (Su, Srinath and Krishnamurthy, 2020). Their terms are of the
+    same rounds, so agreement is judged by the paired difference: far sharper than by the overlap of two intervals,
+    which lets a bias as large as the interval pass.
 
     >>> rough, fine, wrong = np.array([-1.0, 3.0, 1.0]), np.array([0.9, 1.1, 1.0]), np.array([9.0, 9.0, 9.0])
     >>> slope([rough, fine, wrong]).tolist()
@@ -237,15 +238,22 @@ def rung(rows: Sequence[Floats]) -> int:
     >>> rung([np.array([-1.0, 3.0, 1.0]), np.array([0.9, 1.1, 1.0]), np.array([9.0, 9.0, 9.0])])
     1
     """
-    values = [float(terms.mean()) for terms in rows]
-    widths = [2.0 * float(terms.std()) / np.sqrt(len(terms)) for terms in rows]
     chosen = 0
     for i in range(1, len(rows)):
-        slack = [widths[i] + (np.sqrt(6.0) - 1.0) * widths[j] for j in range(i)]
-        if any(abs(values[i] - values[j]) > slack[j] for j in range(i)):
+        if any(_apart(rows[i], rows[j]) for j in range(i)):
             break
         chosen = i
     return chosen
+
+
+_AGREE = 1.5
+"""Standard errors of a difference within which two rows agree: looser, bias passes; tighter, little is gained."""
+
+
+def _apart(terms: Floats, other: Floats) -> bool:
+    """Whether two rows differ by more than their paired difference may by chance."""
+    gaps = terms - other
+    return abs(float(gaps.mean())) > _AGREE * float(gaps.std()) / float(np.sqrt(len(gaps))) + 1e-12
 
 
 def pseudo_inverse(rounds: Rounds, space: ActionSpace, *, order: Literal[1, 2]) -> Floats:

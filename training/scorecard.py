@@ -16,7 +16,7 @@ from optimizer.engine import HOLDOUT
 from optimizer.program import DAY, Program
 from training import contrasts, dataset, fairness, kpis, lift, record, wear_out
 from training.dataset import Dataset
-from training.fairness import Fairness, Limits
+from training.fairness import Fairness
 from training.figures import FEW, Figure, few, mean, missing, share
 from training.kpis import IncentiveRow, StageRow
 from training.lift import Lifts
@@ -95,7 +95,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = ""
     days: float | None = None
     level: float = 0.95
-    limits: Limits = Limits()
+    protect: tuple[str, ...] = ()
 
 
 def scorecard(archive: Path, program: Program, asked: Asked | None = None) -> Scorecard:
@@ -201,7 +201,7 @@ def _worth(whole: Record, rounds: Dataset, asked: Asked) -> _Worth:
     return _Worth(
         tiers=_tiers(rounds, sizes, found.over_hold[:, i:], level=asked.level),
         wear=wear_out.wear_out(whole, rounds, contrasts.Terms(found.groups[:, :i], found.hold), level=asked.level),
-        fairness=fairness.fairness_gate(rounds, limits=asked.limits),
+        fairness=fairness.fairness_gate(rounds, limits=fairness.declared(rounds.program, protect=asked.protect)),
     )
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from optimizer.actions import Floats
-from tests.training.worlds import made_up
+from optimizer.policy import Rounds
+from tests.training.worlds import made_up, rounds_of
 from training import diagnostics
 from training.diagnostics import Check
 from training.ope import Evidence
@@ -116,7 +117,9 @@ def test_mass_on_what_the_log_never_tried_fails_with_bounds() -> None:
 def test_a_stage_without_overlap_is_named() -> None:
     stages = np.repeat([0, 1], 500)
     weights = np.where(stages == 0, 1.0, np.where(np.arange(1_000) % 250 == 0, 250.0, 0.0))
-    check = diagnostics.overlap(evidence(weights), {"New": stages == 0, "Active": stages == 1}, kind="stage", target="t")
+    check = diagnostics.overlap(
+        evidence(weights), {"New": stages == 0, "Active": stages == 1}, kind="stage", target="t"
+    )
     assert check.status == "warn"
     assert "Active" in check.finding
     assert "Active" in check.mend
@@ -128,3 +131,36 @@ def test_failures_of_other_targets_do_not_count() -> None:
 
     checks = (check("a"), check("b"), check(""))
     assert [c.target for c in diagnostics.failed(checks, target="a")] == ["a", ""]
+
+
+def weekly(shift: float, *, n: int = 4_000) -> Rounds:
+    """Return four weeks of customers whose reward moves by `shift` in the last of them."""
+    rng = np.random.default_rng(5)
+    at = np.sort(rng.random(n)) * 28 * 86_400
+    rounds = rounds_of(np.full((n, 2), 0.5), actions=np.zeros(n, dtype=np.intp), rewards=rng.normal(size=n))
+    return replace(rounds, at=at, rewards=rounds.rewards + shift * (at > 21 * 86_400))
+
+
+def test_a_week_unlike_the_others_is_named() -> None:
+    assert diagnostics.drift(weekly(0.0).rewards, weekly(0.0)).status == "pass"
+    found = diagnostics.drift(weekly(0.4).rewards, weekly(0.4))
+    assert found.status == "warn"
+    assert "week 4" in found.finding
+
+
+def test_customers_who_change_in_the_second_half_are_seen() -> None:
+    rng = np.random.default_rng(6)
+    n = 2_000
+    rounds = rounds_of(np.full((n, 2), 0.5), actions=np.zeros(n, dtype=np.intp), rewards=np.zeros(n))
+    same = replace(rounds, contexts=rng.normal(size=(n, 2)))
+    moved = replace(rounds, contexts=same.contexts + np.column_stack([np.zeros(n), 1.0 * (np.arange(n) >= n / 2)]))
+    assert diagnostics.context_drift(same, ["a", "b"]).status == "pass"
+    found = diagnostics.context_drift(moved, ["a", "b"])
+    assert (found.status, "b" in found.finding) == ("warn", True)
+
+
+def test_a_target_above_the_budget_reads_infeasible_at_these_prices() -> None:
+    said = "100.00 EUR in 7 days"
+    over = diagnostics.spending(120.0, 100.0, target="t", said=said)
+    assert (over.status, "infeasible at these prices" in over.finding) == ("warn", True)
+    assert diagnostics.spending(80.0, 100.0, target="t", said=said).status == "pass"

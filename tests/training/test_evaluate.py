@@ -9,7 +9,7 @@ from optimizer.actions import Floats
 from optimizer.policy import Rounds
 from tests.training.worlds import World, best_for, made_up
 from training import reading
-from training.evaluate import Evaluation, Target, baselines, deployed, evaluate, today
+from training.evaluate import Evaluation, Target, baselines, best_fixed, deployed, evaluate, today
 from training.ope import ESTIMATORS
 from training.reward_model import cross_fit
 
@@ -108,6 +108,76 @@ def test_events_are_counted_per_decision(result: Evaluation) -> None:
     upgraded = result.score("today").events["upgraded"]
     assert upgraded.low <= WORLD.dataset.events["upgraded"].mean() <= upgraded.high
     assert set(result.score("good").events) == {"upgraded", "opt_out"}
+
+
+def test_each_policy_is_compared_with_every_baseline(result: Evaluation) -> None:
+    good = result.score("good")
+    assert set(good.against) == {"today", "hold", "rules", "uniform"}
+    assert good.against["today"] == good.lift
+    assert good.against["hold"] == good.over_hold
+
+
+def test_other_intervals_agree_with_student_t(result: Evaluation) -> None:
+    score = result.score("good")
+    assert set(score.intervals) == {"bca", "poisson", "likelihood"}
+    for name in ("bca", "poisson"):
+        assert score.intervals[name].low == pytest.approx(score.value.low, abs=0.3 * score.value.error)
+        assert score.intervals[name].high == pytest.approx(score.value.high, abs=0.3 * score.value.error)
+    assert score.picked in ("dr", "pi-pairs", "pi-levels")
+    assert score.estimates["ladder"] == score.estimates[score.picked]
+
+
+def test_the_same_log_gives_the_same_intervals(result: Evaluation) -> None:
+    again = evaluate(WORLD.dataset, targets())
+    assert again.score("good").intervals == result.score("good").intervals
+
+
+def test_the_sequence_covers_the_truth_at_every_look_with_what_was_frozen_beforehand() -> None:
+    history = made_up(n=2_000, seed=12).dataset
+    score = evaluate(WORLD.dataset, targets(), history=history).score("good")
+    assert score.sequence is not None
+    assert score.sequence.frozen_model
+    assert (score.sequence.low, score.sequence.high) == (history.rounds.rewards.min(), history.rounds.rewards.max())
+    truth = WORLD.value(targets()[-1].vectors(WORLD.dataset.rounds))
+    assert len(score.sequence.looks) == 50
+    assert all(look.low <= truth <= look.high for look in score.sequence.looks)
+    assert [look.customers for look in score.sequence.looks] == sorted(
+        {look.customers for look in score.sequence.looks}
+    )
+
+
+def test_several_loggers_are_weighed_over_their_mixture_where_all_are_known() -> None:
+    """The second half was drawn by another policy: its rounds, and those of the first, are weighed over both."""
+    n = len(WORLD.dataset)
+    codes = (np.arange(n) >= n // 2).astype(np.intp)
+    dataset = replace(
+        WORLD.dataset, rounds=replace(WORLD.dataset.rounds, loggers=codes), loggers=("uniform@0", "thompson@1")
+    )
+    known = {name: today().vectors for name in dataset.loggers}
+    score = evaluate(dataset, targets(), loggers=known).score("good")
+    assert score.estimates["balanced-dr"].value == pytest.approx(score.value.value, abs=1e-6)  # both drew alike
+    alone = evaluate(dataset, targets(), loggers={"uniform@0": today().vectors}).score("good")
+    assert "balanced-dr" not in alone.estimates
+
+
+def test_messages_costs_and_spend_are_per_customer_and_period(result: Evaluation) -> None:
+    today_, rounds = result.score("today"), WORLD.dataset.rounds
+    per = len(rounds) / len(np.unique(rounds.customers))
+    assert today_.messages == pytest.approx(today_.nudged * per)
+    assert today_.spend is not None
+    days = (rounds.at[-1] - rounds.at[0]) / 86_400
+    assert today_.spend.expected == pytest.approx(today_.cost * len(rounds) / days * 7)
+    assert today_.spend.feasible
+    good = result.score("good").cost_per_outcome
+    assert good is not None
+    assert good.low < good.value < good.high
+    assert result.score("hold").cost_per_outcome is None
+
+
+def test_the_best_fixed_nudge_is_chosen_on_the_slice_it_is_given() -> None:
+    history = made_up(n=6_000, seed=77, lift=0.6).dataset
+    assert best_fixed(history).startswith("badge/playful/")
+    assert best_fixed(history.take(slice(0, 30))) == ""
 
 
 def test_it_survives_json(result: Evaluation) -> None:

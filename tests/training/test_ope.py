@@ -249,3 +249,29 @@ def test_a_logger_without_vectors_is_refused() -> None:
     rounds = rounds_of(np.array([[0.5, 0.5]]), actions=np.array([0]), rewards=np.ones(1))
     with pytest.raises(ValueError, match=r"rounds of loggers \[0\] are there"):
         balanced(rounds, {1: np.array([[0.5, 0.5]])})
+
+
+def test_weights_over_a_mixture_of_loggers_are_exactly_unbiased() -> None:
+    """Two rounds by two loggers: over every pair of draws balanced DR averages to the value, whatever the model."""
+    rng = np.random.default_rng(3)
+    first, second = (_normal(rng.exponential(size=(2, 3)) + 0.05) for _ in range(2))
+    target, truth = _normal(rng.exponential(size=(2, 3))), rng.normal(size=(1, 3)) + np.zeros((2, 3))
+    # A context that both rounds share: the mixture is over who drew it, so each of the two may have drawn either.
+    first, second, target = (np.tile(x[:1], (2, 1)) for x in (first, second, target))
+    vectors = {0: first, 1: second}
+    for q in (truth, np.zeros((2, 3)), rng.normal(size=(1, 3)) + np.zeros((2, 3))):
+        total = 0.0
+        for a, b in product(range(3), repeat=2):
+            actions = np.array([a, b])
+            drawn = np.array([first[0], second[1]])
+            rounds = rounds_of(drawn, actions=actions, rewards=truth[[0, 1], actions], exact=True)
+            rounds = Rounds(**{**vars(rounds), "loggers": np.array([0, 1])})
+            mixed = balanced(rounds, vectors)
+            assert mixed.probabilities.dtype == np.float64
+            total += first[0, a] * second[1, b] * float(dr(weigh(mixed, target, q)).mean())
+        assert total == pytest.approx(float((target * truth).sum(axis=1).mean()), abs=1e-12)
+
+
+def test_only_what_is_unbiased_says_so_and_only_dr_decides() -> None:
+    assert {n for n, e in ESTIMATORS.items() if e.unbiased} == {"ips", "dr"}
+    assert {n for n, e in ESTIMATORS.items() if e.gates} == {"dr"}
