@@ -120,12 +120,15 @@ def _attributes(p: "Program") -> Iterator[Finding]:
 
 def _milestones(p: "Program") -> Iterator[Finding]:
     for m in p.milestones:
-        given = [x is not None for x in (m.event, m.count, m.streak)]
-        if given not in ([True, True, False], [False, False, True]):
-            yield f"milestones[{m.name}]", "needs either event and count, or streak", "give one of the two"
+        given = [x is not None for x in (m.event, m.count, m.streak, m.after)]
+        if given not in ([True, True, False, False], [False, False, True, False], [False, False, False, True]):
+            needs = "needs either event and count, or streak, or after"
+            yield f"milestones[{m.name}]", needs, "give one of the three"
         elif m.event is not None:
             yield from _unknown(f"milestones[{m.name}].event", [m.event], p.event_index)
         yield from _unknown(f"milestones[{m.name}].streak_of", m.streak_of, _steps(p))
+        if m.after is not None and m.after < DAY:
+            yield f"milestones[{m.name}].after", "is shorter than a day", 'count days, such as after = "365d"'
         if m.streak_of and m.streak is None:
             yield f"milestones[{m.name}].streak_of", "has no streak", "add streak = 7, or remove it"
 
@@ -148,6 +151,7 @@ def _limits(p: "Program") -> Iterator[Finding]:
         yield "exploration", f"floor + hold = {x.floor + x.hold:g} leaves too little to the policy", "use at most 0.9"
     if (taken := arms.holdout + arms.challenger + arms.evaluation) > 0.9:
         yield "experiment", f"its arms take {taken:.0%} of the customers", "leave at least 10 % to the champion"
+    yield from _unknown("fairness.protect", p.fairness.protect, [a.name for a in p.attributes])
     if not zone_exists(g.time_zone):
         yield "guardrails.time_zone", f"{g.time_zone!r} is not a time zone", 'use an IANA name such as "Europe/Paris"'
     if p.matures_after > p.evaluation_horizon:

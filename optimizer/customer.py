@@ -105,7 +105,10 @@ class Hours(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Trigger(msgspec.Struct, frozen=True, array_like=True):
-    """What asks for the next decision at once: the event, when it happened, and why."""
+    """What asks for the next decision at once: the event, when it happened, and why.
+
+    The event is empty where time alone asks: a step that was missed, or an anniversary.
+    """
 
     event: str
     at: float
@@ -127,7 +130,11 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Customer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One customer in one program. `consent` is None while nobody has said; times are seconds since the epoch."""
+    """One customer in one program. `consent` is None while nobody has said; times are seconds since the epoch.
+
+    `days` is how many whole days it is since the start, kept where an anniversary asks for it; everything that fell due
+    by `asked_at` has asked for a decision by itself.
+    """
 
     customer_id: str
     enrolled_at: float
@@ -149,6 +156,8 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     streaks: dict[str, Streak] = {}
     hours: Hours = Hours()
     trigger: Trigger | None = None
+    days: int = 0
+    asked_at: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,15 @@ def _spread_nudges(space: ActionSpace, allowed: Bools, *, out: Floats) -> Bools:
     return some
 
 
+def _even_share(space: ActionSpace, allowed: Bools) -> float:
+    """Return the share of each nudge that one mask (k,) allows, where it is a product of levels; otherwise 0."""
+    counts = allowed[HOLD + 1 :].astype(np.float64) @ space.joint_membership
+    first, second = space.starts[1:].tolist()
+    total = float(counts[:first].sum())
+    levels = np.count_nonzero(counts[:first]) * np.count_nonzero(counts[first:second])
+    return 1.0 / total if total and total == levels * np.count_nonzero(counts[second:]) else 0.0
+
+
 def apply_floor(probabilities: Floats, space: ActionSpace, *, allowed: Bools, exploration: Exploration) -> Floats:
     """Mix a policy's probabilities (n, k) with the floor: `(1 - e - e_h) policy + e_h hold + e spread`.
 
@@ -62,6 +71,11 @@ def apply_floor(probabilities: Floats, space: ActionSpace, *, allowed: Bools, ex
     [[0.95, 0.05]]
     """
     e, e_hold = exploration.floor, exploration.hold
+    if len(allowed) == 1 and (share := _even_share(space, allowed[0])):
+        alone: Floats = (1.0 - e - e_hold) * probabilities
+        alone[0, HOLD + 1 :] += allowed[0, HOLD + 1 :] * (share * e)
+        alone[0, HOLD] += e_hold
+        return alone
     floored = np.empty(allowed.shape)
     some = _spread_nudges(space, allowed, out=floored[:, HOLD + 1 :])
     floored[:, HOLD + 1 :] *= e

@@ -1,7 +1,6 @@
 """What does an event do to a customer? Stage, momentum, streaks, milestones; and what a stage is worth.
 
-What was reported is taken as it is: a correction or a revocation of an outcome is learned at the next training and
-changes neither stage nor momentum, streak or counts, for what followed from them has happened to the customer already.
+Outcomes that come late, or are corrected or taken back, are the matter of `optimizer.hearing`.
 """
 
 from typing import NamedTuple
@@ -42,11 +41,12 @@ def settle(program: Program, customer: Customer, *, at: float) -> Customer:
     idle_since = customer.enrolled_at if customer.last_step_at is None else customer.last_step_at
     lapsed = stage.lapses_after is not None and stage.lapses_to and at - idle_since > stage.lapses_after
     today = local_day(at, utc_offset(customer.time_zone or program.guardrails.time_zone, at))
+    days = max(customer.days, int((at - customer.enrolled_at) // DAY)) if program.anniversaries else customer.days
     broken = customer.streak and today > customer.streak_day + 1
     torn = any(s.days and today > s.day + 1 for s in customer.streaks.values())
     sent = tuple(s for s in customer.sent if remembers(program, s, at=at))
     stale = len(sent) < len(customer.sent)
-    if not (lapsed or broken or torn or stale or stage.name != customer.stage):
+    if not (lapsed or broken or torn or stale or stage.name != customer.stage or days > customer.days):
         return customer
     whole = {n: Streak(0, s.day, s.longest) if today > s.day + 1 else s for n, s in customer.streaks.items()}
     return replace(
@@ -56,6 +56,7 @@ def settle(program: Program, customer: Customer, *, at: float) -> Customer:
         longest_streak=max(customer.streak, customer.longest_streak),
         streaks=whole,
         sent=sent,
+        days=days,
     )
 
 
@@ -122,6 +123,44 @@ def requested(program: Program, before: Customer, after: Customer, *, now: float
     return trigger if (program.guardrails.consent == "opt-out" if welcome is None else welcome) else None
 
 
+def missed(program: Program, customer: Customer) -> Trigger | None:
+    """Return what asks for a decision by itself, and when, if no further step is taken; None for nothing.
+
+    A comeback once an incentive that is one is open to the customer, or, without any such incentive, once the customer
+    falls back; and an anniversary with `requests_decision`. Each asks once.
+
+    >>> from optimizer.customer import new_customer
+    >>> from optimizer.programs import read
+    >>> loop = Program.parse(read("loyalty-loop"), source="")
+    >>> ada = follow(loop, new_customer(loop, "ada", at=0.0), "joined_at_till", at=0.0)
+    >>> missed(loop, ada)  # 21 days
+    Trigger(event='', at=1814400.0, reason='comeback')
+    """
+    dues = [Trigger("", customer.enrolled_at + m.of * DAY, "milestone") for m in program.anniversaries
+            if m.requests_decision]  # fmt: skip
+    if customer.last_step_at is not None:
+        dues += [Trigger("", at, "comeback") for at in _away(program, customer, since=customer.last_step_at)]
+    return min((t for t in dues if t.at > customer.asked_at), key=lambda t: t.at, default=None)
+
+
+def _away(program: Program, customer: Customer, *, since: float) -> list[float]:
+    """Return when a customer who takes no step has been away long enough to be asked back: one time, or none."""
+    if not program.has_comebacks:
+        lapse = program.stages[program.stage_index.get(customer.stage, 0)].lapses_after
+        return [] if lapse is None else [since + lapse]
+    times = [since + after for after in sorted({float(x) for x in program.comebacks.tolist() if np.isfinite(x)})]
+    return [at for at in times if _may_come_back(program, customer, at=at)][:1]
+
+
+def _may_come_back(program: Program, customer: Customer, *, at: float) -> bool:
+    """Whether a comeback is open to a customer where the customer will be by then."""
+    assert customer.last_step_at is not None
+    stage = program.stage_index[settle(program, customer, at=at).stage]
+    ready = np.array([x <= at - (customer.last_step_at or 0.0) and not i.retired
+                      for x, i in zip(program.comebacks, program.incentives, strict=True)])  # fmt: skip
+    return bool((ready & np.isfinite(program.comebacks) & program.incentive_stages[stage]).any())
+
+
 def _pause(event: Event, *, at: float, value: float | None) -> float:
     if event.pauses_promotion is None:
         return 0.0
@@ -172,11 +211,14 @@ def release(program: Program, customer: Customer, decision_id: str) -> Customer:
 
 
 def progress(program: Program, customer: Customer) -> Progress | None:
-    """Return the nearest milestone that is not reached yet, by share done; None where all are reached."""
+    """Return the nearest milestone that is not reached yet, by share done; None where all are reached.
+
+    Time passes without a step: an anniversary is the nearest in its last tenth, or where nothing else is to come.
+    """
     nearest, best = None, -1.0
-    for milestone in program.milestones:
-        if reached(milestone, customer):
-            continue
+    ahead = [m for m in program.milestones if not reached(m, customer)]
+    near = [m for m in ahead if m.after is None or done(m, customer) >= 0.9 * m.of]
+    for milestone in near or ahead:
         steps = done(milestone, customer)
         if steps / milestone.of > best:
             nearest, best = Progress(milestone.title, steps, milestone.of, milestone.reward), steps / milestone.of
@@ -190,6 +232,8 @@ def earned(program: Program, customer: Customer) -> list[Milestone]:
 
 def done(milestone: Milestone, customer: Customer) -> int:
     """Return how many steps of a milestone a customer has done: of a streak, the days that it has now."""
+    if milestone.after is not None:
+        return min(customer.days, milestone.of)
     if milestone.event is not None:
         return customer.counts.get(milestone.event, 0)
     return customer.streaks.get(milestone.name, Streak()).days if milestone.streak_of else customer.streak
@@ -197,6 +241,8 @@ def done(milestone: Milestone, customer: Customer) -> int:
 
 def reached(milestone: Milestone, customer: Customer) -> bool:
     """Return whether a customer has ever reached a milestone."""
+    if milestone.after is not None:
+        return customer.days >= milestone.of
     if milestone.event is not None:
         return customer.counts.get(milestone.event, 0) >= milestone.of
     if milestone.streak_of:

@@ -1,6 +1,7 @@
 """What is declared? A journey, its actions, events, rewards and guardrails, read from TOML."""
 
 import hashlib
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -188,9 +189,10 @@ class Attribute(_Struct, frozen=True):
 
 
 class Milestone(_Struct, frozen=True):
-    """`count` of `event`, or of days in a row with a step (`streak`), earns `reward`.
+    """`count` of `event`, days in a row with a step (`streak`), or time since the start (`after`) earns `reward`.
 
-    Any micro- or macro-action keeps a streak, or only the events that `streak_of` names.
+    Any micro- or macro-action keeps a streak, or only the events that `streak_of` names. An anniversary is counted in
+    whole days since the customer's start in the program: the first decision or event.
     """
 
     name: Name
@@ -200,12 +202,13 @@ class Milestone(_Struct, frozen=True):
     count: Annotated[int, Meta(ge=1)] | None = None
     streak: Annotated[int, Meta(ge=1)] | None = None
     streak_of: tuple[str, ...] = ()
+    after: Duration | None = None
     requests_decision: bool = False
 
     @property
     def of(self) -> int:
-        """How many steps the milestone takes."""
-        return self.count or self.streak or 1
+        """How many steps the milestone takes, or days since the start."""
+        return self.count or self.streak or (1 if self.after is None else max(math.ceil(self.after / DAY), 1))
 
 
 class Budget(_Struct, frozen=True):
@@ -277,6 +280,21 @@ class Experiment(_Struct, frozen=True):
     evaluation: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
 
 
+class Fairness(_Struct, frozen=True):
+    """What counts as fair, for `nudge report` and for the gate of `nudge promote`.
+
+    `protect` names attributes that must not decide who is nudged: a group of theirs that is left out stops a policy. Harm
+    to a group of any attribute does. Where too little is known to judge, that is said, and stops a policy only with
+    `must_be_known`.
+    """
+
+    protect: tuple[str, ...] = ()
+    exposure_ratio: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    value_loss: Amount = 0.0
+    customers: Annotated[int, Meta(ge=10, le=1_000_000)] = 50
+    must_be_known: bool = False
+
+
 class Rule(_Struct, frozen=True):
     """What marketers run today: in these stages, for these segments, this nudge.
 
@@ -339,6 +357,7 @@ class Program(_Struct, frozen=True, dict=True):
     guardrails: Guardrails = Guardrails()
     exploration: Exploration = Exploration()
     experiment: Experiment = Experiment()
+    fairness: Fairness = Fairness()
     rules: tuple[Rule, ...] = ()
     version: str = ""
 
@@ -478,6 +497,11 @@ class Program(_Struct, frozen=True, dict=True):
     def streaks(self) -> tuple[Milestone, ...]:
         """The milestones that count days in a row with events of their own."""
         return tuple(m for m in self.milestones if m.streak_of)
+
+    @cached_property
+    def anniversaries(self) -> tuple[Milestone, ...]:
+        """The milestones that are counted in time since the customer's start."""
+        return tuple(m for m in self.milestones if m.after is not None)
 
     @cached_property
     def longest_delay(self) -> float:

@@ -20,6 +20,7 @@ from optimizer.program import (
     Event,
     Experiment,
     Exploration,
+    Fairness,
     Guardrails,
     Incentive,
     Ladder,
@@ -58,6 +59,7 @@ KEYS: dict[type[msgspec.Struct], dict[str, str]] = {
         "guardrails": "What may never happen, whatever the policy thinks.",
         "exploration": "How much is always tried, so that the program keeps learning.",
         "experiment": "Who is held out, and who meets the challenger; sticky by customer.",
+        "fairness": "What counts as fair: asked of every policy before it serves, and of what has served.",
         "rules": "What a marketer would do today: the first rule that fits and is allowed applies.",
     },
     Stage: {
@@ -133,6 +135,7 @@ KEYS: dict[type[msgspec.Struct], dict[str, str]] = {
         "event": "The event that is counted.",
         "count": "How many of it make the milestone.",
         "streak": "How many days in a row with a step make it, instead of event and count.",
+        "after": "How long after the customer's start it is reached, instead of event and count: an anniversary.",
         "streak_of": "The events that keep this streak; without it, any micro- or macro-action does.",
         "requests_decision": "Reaching it asks for the next decision at once.",
     },
@@ -175,6 +178,13 @@ KEYS: dict[type[msgspec.Struct], dict[str, str]] = {
         "holdout": "Share of customers who are never nudged: the honest measure of what the program adds.",
         "challenger": "Share of customers whose decisions the challenger makes.",
         "evaluation": "Share of customers whose decisions are kept from training.",
+    },
+    Fairness: {
+        "protect": "Attributes that must not decide who is nudged: leaving a group of theirs out stops a policy.",
+        "exposure_ratio": "How often a group is nudged, over the rest, at the least.",
+        "value_loss": "What a decision may cost a group before it counts as harm, in the program's currency.",
+        "customers": "How many customers a group needs to be judged.",
+        "must_be_known": "Whether too little evidence stops a policy, too; otherwise it is said.",
     },
     Rule: {
         "stages": "In these stages,",

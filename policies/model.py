@@ -68,7 +68,7 @@ class Model:
         """The ladders of the space asked about, along which predictions rise."""
         return Ladders.of(self.space)
 
-    @property
+    @cached_property
     def n(self) -> float:
         """The weight of the rounds behind it."""
         return float(self.statistics.n.sum())

@@ -409,7 +409,7 @@ FAULTS = (
     ('incentive = "streak-discount"', 'incentive = "discount"', "rules[4].incentive", "'discount' is not declared"),
     ('timing = "after-work"', 'timing = "tonight"', "rules[0].timing", "'tonight' is not declared; use one of now"),
     ('event = "workout_done"', 'event = "workout"', "milestones[first-workout].event", "'workout' is not declared"),
-    ("streak = 30", "count = 30", "milestones[thirty-day-streak]", "needs either event and count, or streak"),
+    ("streak = 30", "count = 30", "milestones[thirty-day-streak]", "needs either event and count, or streak, or after"),
     ('reward = "the First Step badge"', "", "milestones[first-workout].reward", "is missing; add it"),
     ('kind = "flag"', 'kind = "category"', "attributes[has_friends].categories", "does not go with .*; list its cat"),
     ('name = "trains_in"', 'name = "streak"', "attributes[streak]", "every program has; choose another name"),

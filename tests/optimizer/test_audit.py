@@ -33,7 +33,7 @@ TWENTY = (
     ("discount = 0.98", "discount = 1.5", "discount", "<= 1.0, got 1.5", "a value of that kind"),
     # of sense
     ('"Europe/Paris"', '"Paris"', "guardrails.time_zone", "'Paris' is not a time zone", "Europe/Paris"),
-    ("streak = 30", "count = 30", "milestones[thirty-day-streak]", "needs either event", "give one of the two"),
+    ("streak = 30", "count = 30", "milestones[thirty-day-streak]", "needs either event", "give one of the three"),
     ('"after-work"\n\n[[rules]]', '"tonight"\n\n[[rules]]', "rules[0].timing", "'tonight' is not", "now, in-an-hour"),
     ('{ aware = "decide"', '{ aware = "decied"', "events[trial_started].moves", "'decied' is not", "use one of aware"),
     ('name = "hundred-workouts"', 'name = "ten-workouts"', "milestones[ten-workouts]", "declared twice", "rename"),

@@ -57,3 +57,13 @@ def test_the_floor_keeps_every_allowed_action_possible_and_rows_whole() -> None:
     assert p[0, 0] == pytest.approx(1.0)
     rest = p[50, 1:][allowed[50, 1:]]
     assert rest.sum() == pytest.approx(exploration.floor if len(rest) else 0.0)
+
+
+def test_a_row_alone_is_floored_bit_for_bit_as_in_a_batch() -> None:
+    """So that a decision does not depend on who asked at the same moment."""
+    allowed = _masks(200)
+    p = allowed / allowed.sum(axis=1, keepdims=True)
+    together = apply_floor(p, SPACE, allowed=allowed, exploration=Exploration())
+    rows = [slice(i, i + 1) for i in range(200)]
+    alone = [apply_floor(p[row], SPACE, allowed=allowed[row], exploration=Exploration()) for row in rows]
+    assert np.array_equal(np.concatenate(alone), together)

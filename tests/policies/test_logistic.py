@@ -25,7 +25,7 @@ def _binary(n: int, *, seed: int) -> tuple[Rounds, ActionSpace]:
 
 def test_gains_are_differences_of_chances() -> None:
     """A coupon's gain is the true one to 0.05 on average, and it is smaller where the chance is near 0 or 1."""
-    rounds, space = _binary(4_000, seed=1)
+    rounds, space = _binary(12_000, seed=1)
     policy = Logistic(space)
     policy.learn(rounds)
     x = contexts(300, seed=2)

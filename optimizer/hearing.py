@@ -1,0 +1,137 @@
+"""What is known of a customer once outcomes came late, were corrected or taken back? As if each had come right at once.
+
+A `Ledger` keeps the outcomes of the last eight days of a customer as they finally are, a hundred at most, and the
+customer before them. In whatever order the revisions of these are delivered, stage, momentum, streaks, counts, pauses and
+hours are those after the last revisions in order of time. What is older has become part of the customer for good: a
+correction of it is learned at the next training. Consent is taken as it comes, but an agreement that is older than a
+refusal changes nothing; a refusal that was reported by mistake is put right by the profile or a newer agreement.
+"""
+
+from hashlib import blake2b
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from optimizer.customer import Customer, Decayed, Trigger
+from optimizer.events import Outcome
+from optimizer.journey import MEMORY, follow
+from optimizer.program import Program
+
+ENTRIES = 100
+"""How many outcomes of a customer can be corrected at most."""
+
+_KEPT = ("customer_id", "consent", "time_zone", "attributes", "sent", "nudges", "trigger", "asked_at", "days")
+"""What an outcome that is counted anew leaves as it is: the profile, the nudges, and what was asked."""
+
+_CONSENT = ("opt_out", "opt_in")
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """An outcome as its last revision has it; `id` is a digest of its id."""
+
+    at: float
+    id: bytes
+    event: str
+    value: float | None = None
+    revoked: bool = False
+
+    @property
+    def place(self) -> tuple[float, bytes]:
+        """What entries are in order of."""
+        return self.at, self.id
+
+
+class Ledger(msgspec.Struct, frozen=True, array_like=True):
+    """The customer before the entries, and the entries in order of time."""
+
+    base: Customer | None = None
+    entries: tuple[Entry, ...] = ()
+
+
+class Heard(NamedTuple):
+    """A customer and the ledger after an outcome."""
+
+    customer: Customer
+    ledger: Ledger
+
+
+def hear(program: Program, customer: Customer, ledger: Ledger, *, outcome: Outcome, first: bool) -> Heard:
+    """Return the customer after an outcome that is news: in this revision, or at all.
+
+    Args:
+        program: declares what events do; ValueError if it does not know this one.
+        customer: before it.
+        ledger: what can still be corrected.
+        outcome: a revision that was not known, and is higher than those that were.
+        first: whether no revision of it was known.
+    """
+    if not program.knows(outcome.event):
+        follow(program, customer, outcome.event, at=outcome.at)  # which says what it knows
+    entry = _entry(program, outcome)
+    rest = ledger.entries if first else tuple(e for e in ledger.entries if e.id != entry.id)
+    if (first and entry.revoked and not outcome.revoked) or (not first and len(rest) == len(ledger.entries)):
+        return Heard(customer, ledger)  # it moves nobody; or it became part of the customer for good
+    base = ledger.base or _before(customer)
+    in_order = not rest or entry.place > rest[-1].place
+    entries = (*rest, entry) if in_order else tuple(sorted((*rest, entry), key=lambda e: e.place))
+    if first and entry.revoked:
+        after = customer
+    elif first and in_order:
+        after = _followed(program, customer, ledger, entry)
+    else:
+        after = _again(program, customer, Ledger(base, entries), news=entry if first else None)
+    after = after if first else replace(after, trigger=_still(after.trigger, ledger, entry))
+    return Heard(after, _shortened(program, Ledger(base, entries)))
+
+
+def _entry(program: Program, outcome: Outcome) -> Entry:
+    """Return an outcome as it is kept; what moves nobody (`shown`) is kept as one that was taken back."""
+    digest = blake2b(outcome.outcome_id.encode(), digest_size=8).digest()
+    moves = program.event(outcome.event) is not None or outcome.event in _CONSENT
+    return Entry(outcome.at, digest, outcome.event, outcome.value, outcome.revoked or not moves)
+
+
+def _before(customer: Customer) -> Customer:
+    """Return a customer without profile and nudges."""
+    return replace(
+        customer, customer_id="", consent=None, time_zone="", attributes={}, sent=(), nudges=Decayed(), trigger=None
+    )
+
+
+def _followed(program: Program, customer: Customer, ledger: Ledger, entry: Entry) -> Customer:
+    """Return the customer after something that happened; an old agreement does not undo a newer refusal."""
+    after = follow(program, customer, entry.event, at=entry.at, value=entry.value)
+    refused = any(e.event == "opt_out" and not e.revoked and e.at > entry.at for e in ledger.entries)
+    return replace(after, consent=False) if entry.event == "opt_in" and refused else after
+
+
+def _again(program: Program, customer: Customer, ledger: Ledger, *, news: Entry | None) -> Customer:
+    """Return the customer after the entries that stand, in order of time, and after late news if there is some."""
+    assert ledger.base is not None
+    heard = customer if news is None else _followed(program, customer, ledger, news)
+    after = replace(ledger.base, time_zone=customer.time_zone)
+    for e in ledger.entries:
+        if not e.revoked and program.knows(e.event):
+            after = follow(program, after, e.event, at=e.at, value=e.value)
+    return replace(after, **{name: getattr(heard, name) for name in _KEPT})
+
+
+def _still(trigger: Trigger | None, ledger: Ledger, entry: Entry) -> Trigger | None:
+    """Return what asks for a decision, unless it was what has been corrected."""
+    was = next(e for e in ledger.entries if e.id == entry.id)
+    asked = trigger is not None and (trigger.event, trigger.at) == (was.event, was.at)
+    return None if asked and (entry.revoked, entry.event, entry.at) != (False, was.event, was.at) else trigger
+
+
+def _shortened(program: Program, ledger: Ledger) -> Ledger:
+    """Return a ledger without what is too old to be corrected, which becomes part of the customer before it."""
+    base, entries = ledger.base, ledger.entries
+    assert base is not None
+    horizon, n = entries[-1].at - MEMORY, len(entries)
+    gone = sum(e.at < horizon for e in entries)
+    gone = max(gone, n - ENTRIES)
+    for e in entries[:gone]:
+        if not e.revoked and program.knows(e.event):
+            base = follow(program, base, e.event, at=e.at, value=e.value)
+    return Ledger(_before(base), entries[gone:]) if gone else ledger
