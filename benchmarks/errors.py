@@ -1,7 +1,7 @@
 """How far off is the value that is reported? Against the truth of made-up worlds, beside plain DR and every estimator.
 
-The shape is that of a small programme: 61 actions, some incentives masked, rewards of about 0.13, a near-greedy target, and
-effects that add up, act in pairs, or only all three together. The error is the root of the mean square over logs.
+The shape is that of a small programme: 61 actions, some incentives masked, rewards of about 0.13, a near-greedy target,
+and effects that add up, act in pairs, or only all three together. The error is the root of the mean square over logs.
 """
 
 import argparse
@@ -25,9 +25,9 @@ Kind = Literal["additive", "pairwise", "three-way", "flat", "heavy"]
 
 
 class World(NamedTuple):
-    """Log odds of a reward by feature and action (d, k), and how the log and the target choose."""
+    """Chances of a reward by feature and action (d, k), and how the log and the target choose."""
 
-    odds: Floats
+    chances: Floats
     logger: float
     target: float
 
@@ -36,18 +36,18 @@ def world(kind: Kind, rng: np.random.Generator) -> World:
     """Return a world of a kind: its effects drawn anew."""
     d, levels = SPACE.d, SPACE.levels
     odds = np.zeros((d, SPACE.k))
-    odds[0] -= 2.2
-    odds[1:] += rng.normal(size=(d - 1, 1)) * 0.3
-    scale = 0.0 if kind == "flat" else 0.35
+    odds[0] += 0.13
+    odds[1:] += rng.normal(size=(d - 1, 1)) * 0.015
+    scale = np.array([0.025, *[0.008] * (d - 1)])[:, None] * (kind != "flat")
     for f, size in enumerate(SPACE.shape):
         odds[:, 1:] += (rng.normal(size=(d, size)) * scale)[:, levels[1:, f]]
     if kind in ("pairwise", "three-way"):
         for f, g in ((0, 1), (0, 2), (1, 2)):
-            effects = rng.normal(size=(SPACE.shape[f], SPACE.shape[g])) * 0.4
-            odds[:, 1:] += effects[levels[1:, f], levels[1:, g]]
+            effects = rng.normal(size=(SPACE.shape[f], SPACE.shape[g])) * 0.025
+            odds[0, 1:] += effects[levels[1:, f], levels[1:, g]]
     if kind == "three-way":
-        odds[:, 1:] += rng.normal(size=SPACE.k - 1) * 0.7
-    return World(odds, 2.0 if kind == "heavy" else 1.0, 6.0)
+        odds[0, 1:] += rng.normal(size=SPACE.k - 1) * 0.06
+    return World(odds, 20.0 if kind == "heavy" else 8.0, 60.0)
 
 
 def log(given: World, rng: np.random.Generator, *, n: int) -> tuple[Rounds, Floats, float]:
@@ -56,10 +56,10 @@ def log(given: World, rng: np.random.Generator, *, n: int) -> tuple[Rounds, Floa
     allowed = np.ones((n, SPACE.k), dtype=np.bool_)
     masked = rng.random((n, SPACE.shape[0])) < 0.15
     allowed[:, 1:] = ~masked[:, SPACE.levels[1:, 0]]
-    chances = 1.0 / (1.0 + np.exp(-contexts @ given.odds))
-    noise = rng.normal(size=given.odds.shape) * 0.15
-    logged = _softmax(given.logger * (contexts @ (given.odds + noise)), allowed, floor=0.1)
-    target = _softmax(given.target * (contexts @ given.odds), allowed, floor=0.05)
+    chances = np.clip(contexts @ given.chances, 0.005, 0.9)
+    noise = rng.normal(size=given.chances.shape) * 0.02
+    logged = _softmax(given.logger * (contexts @ (given.chances + noise)), allowed, floor=0.1)
+    target = _softmax(given.target * (contexts @ given.chances), allowed, floor=0.05)
     vectors = logged.astype(np.float32)
     actions = (np.cumsum(logged, axis=1) < rng.random((n, 1))).sum(axis=1).clip(0, SPACE.k - 1)
     rewards = (rng.random(n) < chances[np.arange(n), actions]).astype(np.float64)

@@ -2,8 +2,8 @@
 
 sb-obp lives in an environment of its own under `var/benchmarks`, made the first time it is needed. Both are given the
 same arrays: what was drawn, with which chance, what came of it, the target's vectors and the model's predictions. We
-then make every estimate with Student-t, BCa, Poisson bootstrap and likelihood intervals; sb-obp its seven estimates, each
-with 1,000 bootstrap samples.
+then make every estimate with Student-t, BCa, Poisson bootstrap and likelihood intervals; sb-obp its seven estimates,
+each with 1,000 bootstrap samples.
 """
 
 import argparse
@@ -201,7 +201,7 @@ def _row(name: str, ours: float, theirs: float | None, *, unit: str, target: str
 def main() -> None:
     """Measure and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=50_000)
+    parser.add_argument("--rounds", type=int, default=100_000)
     parser.add_argument("--million", type=int, default=1_000_000)
     asked = parser.parse_args()
     found = list(rows(n=asked.rounds, million=asked.million))

@@ -6,6 +6,7 @@ promise stays in the table.
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from benchmarks.results import Row, write
 from optimizer.program import Program
@@ -20,7 +21,7 @@ NAMES = {"hold": "no nudge", "fixed": "the best single nudge for all", "clicks":
 def rows(*, customers: int, days: int, replications: int) -> Iterator[Row]:
     """Yield what came of each promise, in each world."""
     program = Program.parse(read("fitness-coaching"), source="fitness-coaching.toml")
-    sizes = {"customers": customers, "days": days, "replications": replications, "seed": 101}
+    sizes: dict[str, Any] = {"customers": customers, "days": days, "replications": replications, "seed": 101}
     for world in ("calibrated", "pairwise"):
         found = comparison.run(program, [world], policies=["hold", "fixed", "thompson", "patient"], **sizes)
         for name in ("thompson", "patient"):

@@ -282,21 +282,25 @@ def stages(kind: str, connections: int, *, before: dict[str, float], after: dict
 
 def batches(bench: Bench) -> Iterator[Row]:
     """Yield how many decisions a second come in requests of 500."""
-    single, many = [], []
+    callers = {64: 3.0, 1: 3.0}
+    single: dict[int, list[float]] = {connections: [] for connections in callers}
+    many = []
     for _ in range(bench.sizes.waves):
-        single.append(bench.ours(connections=64).rate)
+        for connections, rates in single.items():
+            rates.append(bench.ours(connections=connections).rate)
         many.append(500 * bench.ours(connections=2, rows=500).rate)
-    ratio = statistics.median(m / s for m, s in zip(many, single, strict=True))
-    yield _row(
-        "decisions a second in batches of 500",
-        statistics.median(many),
-        peer=statistics.median(single),
-        peer_name="single calls, 64 connections",
-        unit="/s",
-        ratio=ratio,
-        target=">= 3",
-        met=ratio >= 3,
-    )
+    for connections, least in callers.items():
+        ratio = statistics.median(m / s for m, s in zip(many, single[connections], strict=True))
+        yield _row(
+            "decisions a second in batches of 500",
+            statistics.median(many),
+            peer=statistics.median(single[connections]),
+            peer_name=f"single calls, {connections} connection{'s' if connections > 1 else ''}",
+            unit="/s",
+            ratio=ratio,
+            target=f">= {least:g}",
+            met=ratio >= least,
+        )
 
 
 def tails(bench: Bench) -> Iterator[Row]:

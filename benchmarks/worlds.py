@@ -82,7 +82,7 @@ NUMBERS = np.array([name.startswith("number") for name in SPACE.features[1:]])
 BURDEN = 0.1 * (0.3 + 0.3 * float(np.sqrt(2 / np.pi)))
 """What a nudge costs in the world `null`: a tenth of the mean reward under hold."""
 
-LINEAR = ("additive", "pairwise", "threeway", "drift", "null")
+LINEAR = ("additive", "pairwise", "threeway", "change", "null")
 """Main effects with slopes; pairs too; triples too; tastes that turn round half way; nudges that only cost."""
 
 
@@ -144,11 +144,11 @@ class Linear:
     name: str
     seed: int
     decisions: int
-    noise: float = 0.5
     space: ActionSpace = SPACE
     _now: Asked | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        self.noise = 0.15 if self.name == "change" else 0.5  # there 90 % of the best is within reach, before and after
         self._response = response(self.name, seed=self.seed)
         self._people = np.random.default_rng([self.seed, 1])
         self._chance = np.random.default_rng([self.seed, 2])
@@ -157,7 +157,7 @@ class Linear:
         for start in range(0, decisions, BATCH):
             n = min(BATCH, decisions - start)
             x = contexts(n, self._people)
-            taste = -1.0 if self.name == "drift" and start >= self.decisions / 2 else 1.0
+            taste = -1.0 if self.name == "change" and start >= self.decisions / 2 else 1.0
             gains = self._response.gains(x, taste=taste)
             order = start + np.arange(n)
             at = np.asarray(START + 30.0 * order, dtype=np.float64)
