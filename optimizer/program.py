@@ -388,7 +388,15 @@ class Program(_Struct, frozen=True, dict=True):
             timings=tuple(x.name for x in self.timings),
             features=self.features,
             costs=tuple(x.cost for x in self.incentives),
+            ladders=self.ladders,
         )
+
+    @cached_property
+    def ladders(self) -> tuple[tuple[str, ...], ...]:
+        """The incentives of each ladder, from the smallest to the largest; those of one tier by their cost."""
+        rungs = sorted((x for x in self.incentives if x.ladder), key=lambda x: (x.tier, x.cost))
+        names = dict.fromkeys(x.ladder for x in self.incentives if x.ladder)
+        return tuple(tuple(x.name for x in rungs if x.ladder == name) for name in names)
 
     @cached_property
     def features(self) -> tuple[str, ...]:
