@@ -224,10 +224,10 @@ class Cohort:
         return Cohort(**columns, attributes=attributes, zones=self.zones)
 
     def offsets(self, times: Floats) -> Floats:
-        """Return local time minus UTC, in seconds, of each customer at given times (n,)."""
+        """Return local time minus UTC, in seconds, of each customer at given times, (n,) or (n, m)."""
         if len(self.zones) == 1:
             return _offsets(self.zones[0], times)
-        offsets = np.empty(len(times))
+        offsets = np.empty(times.shape)
         for code in np.unique(self.zone).tolist():
             rows = self.zone == code
             offsets[rows] = _offsets(self.zones[code], times[rows])
@@ -259,9 +259,11 @@ def _offset(zone: str, quarter: int) -> float:
 def _offsets(zone: str, times: Floats) -> Floats:
     quarters = np.floor(times / _QUARTER).astype(np.intp)
     if len(quarters) and (quarters == quarters[0]).all():  # requests of one moment
-        return np.full(len(times), _offset(zone, int(quarters[0])))
-    quarters, where = np.unique(quarters, return_inverse=True)
-    return np.array([_offset(zone, q) for q in quarters.tolist()])[where]
+        offsets = np.empty(times.shape)
+        offsets[:] = [_offset(zone, q) for q in np.atleast_1d(quarters[0]).tolist()]
+        return offsets
+    known, where = np.unique(quarters, return_inverse=True)
+    return np.array([_offset(zone, q) for q in known.tolist()])[where].reshape(times.shape)
 
 
 def utc_offset(zone: str, at: float) -> float:
@@ -290,9 +292,10 @@ def cohort(program: Program, customers: Sequence[Customer], *, at: Sequence[floa
     default = program.guardrails.consent == "opt-out"
     incentives = {name: i for i, name in enumerate(program.space.incentives)}
     n = len(customers)
-    sent_at = np.full((n, WEEK_SLOTS), -np.inf)
-    sent_day = np.full((n, WEEK_SLOTS), -1, dtype=np.intp)
-    sent_incentive = np.full((n, WEEK_SLOTS), -1, dtype=np.intp)
+    slots = min(max((len(c.sent) for c in customers), default=0), WEEK_SLOTS)
+    sent_at = np.full((n, slots), -np.inf)
+    sent_day = np.full((n, slots), -1, dtype=np.intp)
+    sent_incentive = np.full((n, slots), -1, dtype=np.intp)
     for row, customer in enumerate(customers):
         for slot, sent in enumerate(customer.sent[-WEEK_SLOTS:]):
             sent_at[row, slot] = sent.deliver_at
@@ -393,23 +396,29 @@ def encode(program: Program, columns: Columns) -> Floats:
     """
     stage = columns["stage"].astype(np.intp)
     hour = columns["hour"].astype(np.float64) * (2.0 * np.pi / 24.0)
-    parts = [np.ones(len(stage)), *(stage == i for i in range(len(program.stages)))]
-    parts += [
-        columns["momentum"],
-        columns["dosage"],
-        np.log1p(columns["streak"].astype(np.float64)) / np.log(31.0),
-    ]
-    parts += [columns["nudge_recency"], np.sin(hour), np.cos(hour), columns["weekend"]]
+    contexts = np.empty((len(stage), len(program.features)))
+    contexts[:, 0] = 1.0
+    at = 1 + len(program.stages)
+    contexts[:, 1:at] = stage[:, None] == np.arange(len(program.stages))
+    contexts[:, at], contexts[:, at + 1] = columns["momentum"], columns["dosage"]
+    contexts[:, at + 2] = np.log1p(columns["streak"].astype(np.float64)) / np.log(31.0)
+    contexts[:, at + 3], contexts[:, at + 6] = columns["nudge_recency"], columns["weekend"]
+    contexts[:, at + 4], contexts[:, at + 5] = np.sin(hour), np.cos(hour)
+    at += 7
     for attribute in program.attributes:
         column = columns[attribute.name]
         if attribute.kind == "category":
-            parts += [*(column == i for i in range(len(attribute.categories))), column == -1]
+            known = len(attribute.categories)
+            contexts[:, at : at + known] = column[:, None] == np.arange(known)
+            contexts[:, at + known] = column == -1
+            at += known + 1
         else:
             numbers = column.astype(np.float64)
             unknown = np.isnan(numbers)
             scaled = np.clip((numbers - attribute.mean) / attribute.scale, -5.0, 5.0)
-            parts += [np.where(unknown, 0.0, scaled), unknown]
-    return np.stack([np.asarray(p, dtype=np.float64) for p in parts], axis=1)
+            contexts[:, at], contexts[:, at + 1] = np.where(unknown, 0.0, scaled), unknown
+            at += 2
+    return contexts
 
 
 def snapshots(program: Program, columns: Columns) -> list[dict[str, Scalar]]:
@@ -450,15 +459,10 @@ def deliveries(program: Program, cohort: Cohort) -> tuple[Floats, Floats]:
     """
     local = cohort.at + cohort.offsets(cohort.at)
     midnight = np.floor(local / DAY) * DAY
-    utc = np.empty((len(cohort), len(program.timings)))
-    locally = np.empty_like(utc)
-    for j, timing in enumerate(program.timings):
-        if timing.clock is None:
-            utc[:, j] = cohort.at + float(timing.delay or 0.0)
-            locally[:, j] = utc[:, j] + cohort.offsets(utc[:, j])
-        else:
-            today = midnight + int(timing.clock) * 60.0
-            locally[:, j] = np.where(today > local, today, today + DAY)
-            guess = locally[:, j] - (local - cohort.at)
-            utc[:, j] = locally[:, j] - cohort.offsets(guess)
-    return utc, locally
+    clock = np.array([t.clock is not None for t in program.timings])
+    after = np.array([float(t.delay or 0.0) if t.clock is None else int(t.clock) * 60.0 for t in program.timings])
+    today = midnight[:, None] + after
+    at_clock = np.where(today > local[:, None], today, today + DAY)
+    utc = np.where(clock, at_clock - (local - cohort.at)[:, None], cohort.at[:, None] + after)
+    offsets = cohort.offsets(utc)
+    return np.where(clock, at_clock - offsets, utc), np.where(clock, at_clock, utc + offsets)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from optimizer import journey
-from optimizer.customer import Trigger
+from optimizer.customer import Customer, Trigger
 from optimizer.events import Decision
 from optimizer.program import DAY, Program
 from serving import hooks, records, reservations
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
     `control` -1 does not look at the program's control. A claim is (key, seconds, limit, low, high, take), a move
     (key, seconds, amount), an event (kind, payload), an outcome (key, revision), a due reservation (when, member), a
-    message (key of the due ones, key of the messages, id, content).
+    message (key of the due ones, key of the messages, id, content), a watch (key, when or -1 for never, customer).
     """
 
     customer: int
@@ -50,6 +50,7 @@ class Row(NamedTuple):
     decision_id: str = ""
     overruns: Sequence[int] = ()
     messages: Sequence[tuple[int, int, str, int]] = ()
+    watches: Sequence[tuple[int, float, int]] = ()
 
 
 class Call:
@@ -96,6 +97,11 @@ class Call:
             )
             for m in messages
         ]
+
+    def watched(self, customer_id: str, at: float | None) -> list[tuple[int, float, int]]:
+        """Return by when to look at a customer again, if no step is taken, as a row has it."""
+        key = self.key(records.watch_key(self.shard, self.program))
+        return [(key, -1.0 if at is None else at, self.content(customer_id.encode()))]
 
     @property
     def keys(self) -> list[str]:
@@ -146,6 +152,7 @@ def add_decision(
         history=call.key(records.history_key(call.shard, program.name, person)),
         decision_id=made,
         messages=call.queued(messages),
+        watches=_watches(call, program, None, after) if after.enrolled_at == decision.at else (),
     )
     call.rows.append(row)
 
@@ -173,9 +180,34 @@ def add_outcomes(
         outcomes=[(call.key(k), o.revision) for k, o in zip(keys, outcomes, strict=True)],
         overruns=[e.overrun.cost for e in effects if e.overrun is not None],
         messages=call.queued(messages),
+        watches=_watches(call, program, before.place if before.place.ledger.entries else None, place.customer),
     )
     call.rows.append(row)
     return asked
+
+
+class Watched(NamedTuple):
+    """What became of a customer who was looked at: as read, as it is now, when to look again, messages about it."""
+
+    before: Before
+    customer: Customer
+    next_at: float | None
+    messages: Sequence[Message] = ()
+
+
+def add_watched(call: Call, program: Program, watched: Watched) -> None:
+    """Add the row that notes what became of a customer who was due."""
+    before, after, person = watched.before, watched.customer, watched.customer.customer_id
+    changed = after is not before.place.customer
+    field = (records.journey_field(program.name), call.content(records.encode_journey(after))) if changed else None
+    row = Row(
+        customer=call.customer(person),
+        rev=before.rev,
+        fields=(field,) if field else (),
+        messages=call.queued(watched.messages),
+        watches=call.watched(person, watched.next_at),
+    )
+    call.rows.append(row)
 
 
 def add_release(call: Call, program: Program, effect: Effect, *, before: Before, decision_id: str) -> None:
@@ -194,6 +226,15 @@ def add_release(call: Call, program: Program, effect: Effect, *, before: Before,
 def add_profile(call: Call, customer_id: str, profile: Profile, *, rev: int) -> None:
     """Add the row that replaces a profile."""
     call.rows.append(Row(call.customer(customer_id), rev, fields=(("profile", call.record(profile)),)))
+
+
+def _watches(
+    call: Call, program: Program, before: Place | None, after: Customer
+) -> Sequence[tuple[int, float, int]]:
+    """Return when to look at a customer again, where that is not what it was."""
+    dues = [None if c is None else journey.missed(program, c) for c in (before and before.customer, after)]
+    was, due = (None if d is None else d.at for d in dues)
+    return () if was == due else call.watched(after.customer_id, due)
 
 
 def _moves(call: Call, effects: Sequence[Effect]) -> list[tuple[int, int, int]]:

@@ -70,6 +70,10 @@ local function write(row)
     redis.call('HINCRBY', KEYS[4], 'count', 1)
     redis.call('HINCRBY', KEYS[4], 'amount', cost)
   end
+  for _, watch in ipairs(row[17]) do
+    if watch[2] < 0 then redis.call('ZREM', KEYS[watch[1]], ARGV[watch[3]])
+    else redis.call('ZADD', KEYS[watch[1]], watch[2], ARGV[watch[3]]) end
+  end
   for _, message in ipairs(row[16]) do -- the ids that are due, the messages, an id, the message
     if redis.call('HSETNX', KEYS[message[2]], message[3], ARGV[message[4]]) == 1 then
       redis.call('ZADD', KEYS[message[1]], 0, message[3])

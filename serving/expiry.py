@@ -4,7 +4,7 @@ The archive keeps what it has of them: to forget a customer there too is to eras
 known for having said no: forgetting that would be asking for trouble.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from serving import records
 from serving.store import Store
@@ -24,8 +24,21 @@ async def expire(store: Store, *, after: float) -> int:
         async for keys in _idle(store, shard, before=before):
             profiles = await store.commands([("HGET", key, "profile") for key in keys])
             no = [int(records.decode_profile(profile).consent is False) for profile in profiles]
+            await _unwatch(store, shard, [k.decode() for k in keys])
             forgotten += int(await store.run("expire", [k.decode() for k in keys], [before, *no]))
     return forgotten
+
+
+async def _unwatch(store: Store, shard: int, keys: Sequence[str]) -> None:
+    """Look no more whether these customers miss a step: one who comes back is looked at again from the next step on."""
+    fields = await store.commands([("HKEYS", key) for key in keys])
+    names = [key.removeprefix(records.customer_key(shard, "")) for key in keys]
+    watched = [
+        ("ZREM", records.watch_key(shard, program), name)
+        for name, known in zip(names, fields, strict=True)
+        for program in records.programs_of(known)
+    ]
+    await store.commands(watched)
 
 
 async def _idle(store: Store, shard: int, *, before: float) -> AsyncIterator[list[bytes]]:

@@ -56,6 +56,11 @@ def dead_key(shard: int, target: str) -> str:
     return f"{{{shard}}}:webhooks:{target}:dead"
 
 
+def buried_key(shard: int, target: str) -> str:
+    """Return the key of the ids of dead messages, by when they were given up."""
+    return f"{{{shard}}}:webhooks:{target}:buried"
+
+
 def lease_key(shard: int, target: str) -> str:
     """Return the key that whoever sends to a target holds."""
     return f"{{{shard}}}:webhooks:{target}:lease"
@@ -81,6 +86,15 @@ def after_outcome(
         if facts:
             facts = {"event": outcome.event, "outcome_id": outcome.outcome_id, **facts}
             yield from _messages(targets, "customer.progressed", place=place, at=at, facts=facts)
+
+
+def after_time(
+    targets: Sequence[Target], program: Program, *, customer_id: str, due: Trigger, now: float
+) -> Iterator[Message]:
+    """Yield what is sent where time alone asks for a decision: a step that was missed, or an anniversary."""
+    place = (program.name, customer_id, due.reason, repr(due.at))
+    facts: dict[str, object] = {"event": None, "reason": due.reason, "due_at": _written(due.at)}
+    yield from _messages(targets, "decision.requested", place=place, at=now, facts=facts)
 
 
 def after_decision(targets: Sequence[Target], decision: Decision, answer: bytes) -> Iterator[Message]:
@@ -110,13 +124,17 @@ def _messages(
     targets: Sequence[Target], kind: str, *, place: tuple[str, ...], at: float, facts: dict[str, object]
 ) -> Iterator[Message]:
     program, customer_id = place[:2]
-    when = datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    when = _written(at)
     data = {"program": program, "customer_id": customer_id, **facts}
     for target in targets:
         if target.wants(kind, program):
             body = _encode({"type": kind, "timestamp": when, "data": data})
             made = message_id(kind, *place)
             yield Message(id=made, target=target.name, kind=kind, customer_id=customer_id, body=body, made_at=at)
+
+
+def _written(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def message_id(*words: str) -> str:

@@ -28,7 +28,7 @@ from serving.processes import store_url
 from serving.publishing import Slot
 from serving.store import Published, Store
 from training import audit as auditing
-from training import dataset, delay, events, promotion, scorecard_page
+from training import dataset, delay, events, fairness, promotion, scorecard_page
 from training import evaluate as judging
 from training import report as page
 from training import scorecard as measuring
@@ -251,6 +251,7 @@ def evaluate(
     vectors = _loggers(program, store, judged)
     found = judging.evaluate(judged, targets, reference=reference, history=history, loggers=vectors, progress=progress)
     verdict = promotion.judge(found, accept_estimated=accept_estimated)
+    verdict, gate = _fair(program, judged, verdict, targets)
     flags = [f for f, given in (("--whole", whole), ("--accept-estimated", accept_estimated)) if given]
     command = " ".join(
         ["nudge evaluate", program.name, *flags, *(f"--always {a}" for a in always), *_again(log, found, whole=whole)]
@@ -258,10 +259,22 @@ def evaluate(
     files: dict[str, str | bytes] = {
         "report.html": page.html(found, verdict, command=command),
         "report.png": page.png(found, verdict),
+        **({"fairness.json": msgspec.json.format(msgspec.json.encode(gate), indent=1)} if gate else {}),
     }
     params = {"program": program.name, "program_version": program.version, "command": command}
     run = store.log_evaluation(found, verdict, dataset=judged, files=files, params=params)
     return _evaluated(found, verdict, run=run, command=command)
+
+
+def _fair(
+    program: Program, log: dataset.Dataset, verdict: Verdict, targets: Sequence[Target]
+) -> tuple[Verdict, fairness.Fairness | None]:
+    """Return the verdict once the challenger has been judged for fairness, as the program declares it, and the gate's."""
+    challenger = next((t for t in targets if t.name == verdict.challenger), None)
+    if challenger is None or not len(log):
+        return verdict, None
+    gate = fairness.fairness_gate(log, target=challenger, limits=fairness.declared(program))
+    return fairness.verdict_on(verdict, gate, must_be_known=program.fairness.must_be_known), gate
 
 
 def _champion(program: Program, store: Registry, again: Again) -> Registered | None:
@@ -352,8 +365,8 @@ def _evaluated(found: Evaluation, verdict: Verdict, *, run: str, command: str) -
 
 
 def _reasons(verdict: Verdict) -> list[str]:
-    """Return one reason a candidate, the challenger's first, with what would mend it."""
-    first = {r.target: r for r in reversed(verdict.reasons)}
+    """Return one reason a candidate and each of fairness, the challenger's first, with what would mend it."""
+    first = {(r.target, r.text if r.code.startswith("fairness") else ""): r for r in reversed(verdict.reasons)}
     ordered = sorted(first.values(), key=lambda r: r.target != verdict.challenger)
     texts = [f"{r.target}: {r.text}" if r.code == "check failed" else r.text for r in ordered]
     return [f"{text}; {r.mend}" if r.mend else text for text, r in zip(texts, ordered, strict=True)]

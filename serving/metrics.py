@@ -41,6 +41,8 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "nudge_stock_left": ("How many of an incentive are left", ("program", "incentive")),
     "nudge_stream_backlog": ("Events that are not archived yet", ()),
     "nudge_stream_lag_seconds": ("Age of the oldest event that is not archived yet", ()),
+    "nudge_webhooks_waiting": ("Webhooks that have not arrived yet", ("target",)),
+    "nudge_webhooks_dead": ("Webhooks that were given up", ("target",)),
     "nudge_disk_free_ratio": ("Share of the disk under NUDGE_HOME that is free", ()),
 }
 
@@ -117,6 +119,10 @@ class Metrics:
         self.entropy_rows = Counter("nudge_entropy_rows", "Sampled decisions with a choice", ("program", "arm"), **of)
         self.hand_offs = Counter(
             "nudge_hand_offs", "Nudges asked to be delivered, by answer", ("program", "answer"), **of
+        )
+        self.webhooks = Counter("nudge_webhooks", "Webhooks sent, by what came of it", ("target", "became"), **of)
+        self.asked_by_time = Counter(
+            "nudge_asked_by_time", "Decisions asked for after a missed step or on an anniversary", ("program",), **of
         )
         self.policy_refused = Counter("nudge_policies_refused", "Policies that failed", ("program", "arm"), **of)
         self.program_refused = Counter("nudge_programs_refused", "Edited programs that were refused", (), **of)

@@ -99,6 +99,11 @@ def shared_key(shard: int, kind: str, program: str, name: object = "") -> str:
     return f"{{{shard}}}:{kind}:{program}:{name}" if name != "" else f"{{{shard}}}:{kind}:{program}"
 
 
+def watch_key(shard: int, program: str) -> str:
+    """Return the key of the customers by when something falls due if they take no step."""
+    return shared_key(shard, "watch", program)
+
+
 def events_key(shard: int) -> str:
     """Return the key of a shard's log."""
     return f"{{{shard}}}:events"

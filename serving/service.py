@@ -28,6 +28,7 @@ from serving import (
     tracing,
     validation,
     vitals,
+    watcher,
 )
 from serving import hand_off as handing
 from serving import pressure as pressing
@@ -121,7 +122,7 @@ class Service:
         sending: list[Callable[[], Awaitable[None]]] = [partial(self._send, t) for t in self.settings.targets]
         for decider in self.deciders.values():
             self.start(reloading.task_of(decider.program), decider.run)
-        for work in (self._follow, self._sweep, self._look, self._pace, self._press, self._expire, *sending):
+        for work in (self._follow, self._sweep, self._look, self._pace, self._watch, self._press, self._expire, *sending):
             self.start(getattr(work, "__name__", f"send {len(self._tasks)}"), work)
 
     async def close(self) -> None:
@@ -215,7 +216,17 @@ class Service:
         patience = Patience(given.webhook_seconds, given.webhook_backoff, given.webhook_attempts)
         chance = random.SystemRandom().random
         who = secrets.token_hex(8)
-        await Sender(self._store, target, who=who, clock=self.clock, chance=chance, patience=patience).run()
+        count = partial(self.metrics.webhooks.labels, target.name)
+        sender = Sender(
+            self._store,
+            target,
+            who=who,
+            clock=self.clock,
+            chance=chance,
+            patience=patience,
+            became=lambda what: count(what).inc(),
+        )
+        await sender.run()
 
     async def _look(self) -> None:
         """Measure now and then what no request shows."""
@@ -238,6 +249,20 @@ class Service:
                     price = await pacer.step(self._store, decider.program, who=who, now=now)
                     self.paced = self.paced if price is None else {**self.paced, decider.program.name: price}
             await asyncio.sleep(_PACE)
+
+    async def _watch(self) -> None:
+        """Ask for decisions about those who missed a step, by webhook, unless another process does."""
+        who = secrets.token_hex(8)
+        while True:
+            busy = False
+            for name, decider in list(self.deciders.items()):
+                told = any(t.wants("decision.requested", name) for t in self.settings.targets)
+                if self._store is not None and told and (now := self._program_time(decider)):
+                    seen = await watcher.step(self._store, decider.program, who=who, now=now)
+                    if seen is not None and seen.looked:
+                        busy = True
+                        self.metrics.asked_by_time.labels(name).inc(seen.asked)
+            await asyncio.sleep(0.05 if busy else _PACE)
 
     def _program_time(self, decider: Decider) -> float:
         """Return the clock of a program: a simulated store has its own, which is 0 until somebody has asked."""
@@ -511,7 +536,8 @@ class Service:
         try:
             faults = await store.durability()
             log_kept = Part(ok=not faults, detail="; ".join(faults))
-            return {"log": log_kept, "archive": await self.vitals.log(store), "follower": await vitals.follower(store)}
+            webhooks = await vitals.webhooks(store, self.metrics, [t.name for t in self.settings.targets])
+            return {**webhooks, "log": log_kept, "archive": await self.vitals.log(store), "follower": await vitals.follower(store)}
         except StoreError as error:
             return {"log": Part(ok=False, detail=str(error))}
 

@@ -31,7 +31,17 @@ from optimizer.customer import Trigger
 from optimizer.events import Decision, Outcome, Salt, Scalar
 from optimizer.program import Program
 from serving import migration, reads, records, reservations
-from serving.calls import ROWS, Before, Call, add_decision, add_outcomes, add_profile, add_release
+from serving.calls import (
+    ROWS,
+    Before,
+    Call,
+    Watched,
+    add_decision,
+    add_outcomes,
+    add_profile,
+    add_release,
+    add_watched,
+)
 from serving.hooks import after_decision
 from serving.reads import Asked, Found, Read, Turn, Wanted
 from serving.records import Profile
@@ -504,6 +514,21 @@ class Store:
         released = sum(v == COMMITTED for v in verdicts)
         return released, released + len(strike)
 
+    async def standing(self, program: Program, customers: Sequence[str], *, at: float) -> list[Before]:
+        """Return customers as they were left, nobody settled; with `rev` 0 those who are not known."""
+        read = await self._customers(program.name, dict.fromkeys(customers, ()))
+        return [reads.known(program, name, f, at=at) for name, (f, _) in zip(customers, read, strict=True)]
+
+    async def watched(self, program: Program, customers: Sequence[str], *, at: float) -> list[Found]:
+        """Return customers as they would be found if they asked at a moment."""
+        return await self.read(program, [Wanted(name, "", at) for name in customers])
+
+    async def note(self, program: Program, watched: Sequence[Watched]) -> list[bool]:
+        """Keep what became of customers who were due, and queue what is said of it; False for who changed meanwhile."""
+        names = [w.customer.customer_id for w in watched]
+        verdicts = await self._commit(program.name, names, lambda call, i: add_watched(call, program, watched[i]))
+        return [v == COMMITTED for v in verdicts]
+
     async def overrun(self, program: Program) -> Overrun:
         """Return what was shown late, after its reservation had been released."""
         keys = [records.shared_key(shard, "overrun", program.name) for shard in range(self.shards)]
@@ -568,6 +593,8 @@ class Store:
                 for decision in ids
             ]
             keys = [records.events_key(shard), person, *histories, *answers]
+            watches = [records.watch_key(shard, name) for name in records.programs_of(fields)]
+            await self.commands([("ZREM", key, customer_id) for key in watches])
             if await self.run("erase", keys, [fields[b"rev"], records.encode(tombstone)]) == COMMITTED:
                 return True
         raise StoreError(f"{customer_id!r} kept changing while it was erased: ask again")

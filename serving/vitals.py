@@ -11,7 +11,7 @@ import msgspec
 from optimizer.engine import Chooser
 from optimizer.events import Outcome
 from optimizer.program import MINOR_UNITS, Fault, Program
-from serving import records, reservations
+from serving import hooks, records, reservations
 from serving.metrics import Metrics
 from serving.publishing import Slot
 from serving.schemas import Part
@@ -134,6 +134,23 @@ async def _joins(store: Store, happened: _Happened) -> bool:
     kept = await store.history(happened.program, happened.customer_id, limit=100)
     decided = (msgspec.json.decode(k.partition(b"\n")[2], type=_When).at for k in kept)
     return any(at <= happened.at < at + happened.window for at in decided)
+
+
+async def webhooks(store: Store, metrics: Metrics, targets: Sequence[str]) -> dict[str, Part]:
+    """Return how many messages wait and how many were given up, a part for all targets; nothing without any."""
+    if not targets:
+        return {}
+    said, warning = [], False
+    for target in targets:
+        keys = [key(s, target) for key in (hooks.messages_key, hooks.dead_key) for s in range(store.shards)]
+        counts = await store.commands([("HLEN", key) for key in keys])
+        waiting, dead = sum(counts[: store.shards]), sum(counts[store.shards :])
+        metrics.now.say("nudge_webhooks_waiting", waiting, target=target)
+        metrics.now.say("nudge_webhooks_dead", dead, target=target)
+        said.append(f"{target}: {waiting} waiting, {dead} dead")
+        warning = warning or dead > 0
+    mend = "; see nudge webhooks list --help, then replay or drop them" if warning else ""
+    return {"webhooks": Part(ok=True, warning=warning, detail="; ".join(said) + mend)}
 
 
 async def beat(store: Store, *, at: float) -> None:

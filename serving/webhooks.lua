@@ -1,6 +1,7 @@
 -- One step of sending the messages of a shard to a target. Answers 1, or 0 where it was refused or there is nothing.
--- KEYS: the lease, ids by when they are due, the messages, the dead ones.
--- ARGV: the step, who asks, milliseconds to hold the lease; then the id of a message, when it is due, the message.
+-- KEYS: the lease, ids by when they are due, the messages, the dead ones, their ids by when they were given up.
+-- ARGV: the step, who asks, milliseconds to hold the lease; then the id of a message, when it is due, the message;
+-- how many dead ones to keep at most.
 local step, who, hold, id = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local holder = redis.call('GET', KEYS[1])
 if step == 'take' then
@@ -15,7 +16,9 @@ elseif step == 'done' then -- it has arrived, whoever holds the lease now
   return redis.call('HDEL', KEYS[3], id)
 elseif step == 'replay' then
   if redis.call('HDEL', KEYS[4], id) == 0 then return 0 end
+  redis.call('ZREM', KEYS[5], id)
 elseif step == 'drop' then
+  redis.call('ZREM', KEYS[5], id)
   redis.call('ZREM', KEYS[2], id)
   return redis.call('HDEL', KEYS[3], id) + redis.call('HDEL', KEYS[4], id)
 else
@@ -24,6 +27,12 @@ else
     redis.call('ZREM', KEYS[2], id)
     redis.call('HDEL', KEYS[3], id)
     redis.call('HSET', KEYS[4], id, ARGV[6])
+    redis.call('ZADD', KEYS[5], ARGV[5], id)
+    local beyond = redis.call('HLEN', KEYS[4]) - tonumber(ARGV[7])
+    for _ = 1, beyond do
+      local oldest = redis.call('ZPOPMIN', KEYS[5])[1]
+      if oldest then redis.call('HDEL', KEYS[4], oldest) end
+    end
     return 1
   end
 end

@@ -27,6 +27,9 @@ from serving.targets import Target
 TOGETHER = 8
 """Messages that one target is sent at once."""
 
+MOST_DEAD = 10_000
+"""Dead messages of a target that a shard keeps; beyond, those that have been dead for longest are dropped."""
+
 LONGEST = 12 * 3600.0
 """Seconds between two attempts at most."""
 
@@ -37,11 +40,12 @@ log = logging.getLogger("nudge.webhooks")
 
 
 class Patience(NamedTuple):
-    """How long and how often: seconds to an answer, to the second attempt, and attempts in all."""
+    """How long and how often: seconds to an answer, to the second attempt, attempts in all; dead ones that are kept."""
 
     seconds: float = 10.0
     backoff: float = 5.0
     attempts: int = 14
+    dead: int = MOST_DEAD
 
     def delay(self, attempts: int, *, chance: float) -> float:
         """Return seconds to the next attempt after so many: twice as long each time, and up to half off or on.
@@ -83,6 +87,7 @@ class Sender:
         clock: seconds since the epoch.
         chance: a number in [0, 1), for the jitter.
         patience: how long and how often.
+        became: told what came of each attempt: `arrived`, `later` or `dead`.
     """
 
     def __init__(
@@ -94,9 +99,10 @@ class Sender:
         clock: Callable[[], float],
         chance: Callable[[], float],
         patience: Patience,
+        became: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store, self._target, self._who = store, target, who
-        self._clock, self._chance, self._patience = clock, chance, patience
+        self._clock, self._chance, self._patience, self._became = clock, chance, patience, became
         self._signers = [Webhook(secret) for secret in target.secrets]
 
     async def run(self) -> None:
@@ -147,15 +153,17 @@ class Sender:
         said = {"target": message.target, "id": message.id, "attempts": message.attempts + 1}
         if not answer.error:
             log.debug("webhook arrived", extra=said)
+            self._became("arrived")
             await self._step(shard, "done", message.id)
             return
         tried = message.attempts + 1
         dead = answer.final or tried >= self._patience.attempts
+        self._became("dead" if dead else "later")
         wait = max(self._patience.delay(tried, chance=self._chance()), answer.wait)
         later = replace(message, attempts=tried, error=answer.error, due_at=self._clock() + wait)
         log.warning("webhook is dead" if dead else "webhook was not taken", extra={**said, "error": answer.error})
         record = msgspec.msgpack.encode(later)
-        await self._step(shard, "bury" if dead else "later", message.id, later.due_at, record)
+        await self._step(shard, "bury" if dead else "later", message.id, later.due_at, record, self._patience.dead)
 
     async def _send(self, session: aiohttp.ClientSession, message: Message) -> _Answer:
         try:
@@ -289,5 +297,8 @@ def _time(at: float) -> str:
     return datetime.fromtimestamp(int(at), UTC).isoformat()
 
 
+_KEYS = (hooks.lease_key, hooks.due_key, hooks.messages_key, hooks.dead_key, hooks.buried_key)
+
+
 def _keys(shard: int, target: str) -> list[str]:
-    return [key(shard, target) for key in (hooks.lease_key, hooks.due_key, hooks.messages_key, hooks.dead_key)]
+    return [key(shard, target) for key in _KEYS]

@@ -298,8 +298,8 @@ def _spread(seen: _Seen, names: Sequence[str], codes: Ints) -> float | None:
 def verdict_on(verdict: Verdict, gate: Fairness, *, must_be_known: bool = False) -> Verdict:
     """Return a verdict after the gate on fairness: what is shown to be unfair keeps the champion.
 
-    What merely looks uneven, and what cannot be judged, is said with the verdict's reasons and stops nothing, unless too
-    little evidence is to stop it.
+    What merely looks uneven, and what cannot be judged, is said with the verdict's reasons and stops nothing, unless
+    too little evidence is to stop it.
 
     Args:
         verdict: of the evaluation.

@@ -23,14 +23,19 @@ SHARED_BUDGET = (
 )
 
 
+_STOPS = ("against", "unknown")
+
+
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
     """One ground of a verdict. `speaks` says which way: for the challenger, against it, or against judging at all.
+
+    What speaks `beside` is to be known and stops nothing.
 
     `code` names it for programs: those of this gate, or of whoever appends a reason of its own (`with_reasons`).
     """
 
     code: str
-    speaks: Literal["for", "against", "unknown"]
+    speaks: Literal["for", "against", "unknown", "beside"]
     target: str
     text: str
     mend: str = ""
@@ -96,17 +101,17 @@ def judge(evaluation: Evaluation, *, accept_estimated: bool = False) -> Verdict:
 
 
 def with_reasons(verdict: Verdict, more: Sequence[Reason]) -> Verdict:
-    """Return a verdict with the reasons of other gates: one that does not speak for the challenger stops it.
+    """Return a verdict with the reasons of other gates: one that speaks against, or against judging, stops it.
 
     A reason with an empty target is about every candidate. What speaks against keeps the champion; what says that
     nothing can be said leaves not enough evidence.
     """
     about = [r for r in more if r.target in ("", verdict.challenger)]
     choice = verdict.choice
-    if verdict.promotes and any(r.speaks != "for" for r in about):
+    if verdict.promotes and any(r.speaks in _STOPS for r in about):
         choice = "keep" if any(r.speaks == "against" for r in about) else "not enough evidence"
-    stops = tuple(r for r in more if r.speaks != "for")
-    rest = tuple(r for r in more if r.speaks == "for")
+    stops = tuple(r for r in more if r.speaks in _STOPS)
+    rest = tuple(r for r in more if r.speaks not in _STOPS)
     return msgspec.structs.replace(verdict, choice=choice, reasons=(*stops, *verdict.reasons, *rest))
 
 

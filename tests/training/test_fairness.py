@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
 from optimizer.actions import Floats
 from optimizer.policy import Rounds
+from optimizer.program import Program, ProgramError
 from policies.fixed import Uniform
+from tests.small_program import TOML
 from tests.training.worlds import made_up
 from training.dataset import Dataset
 from training.evaluate import Target, deployed
-from training.fairness import Limits, fairness_gate
+from training.fairness import Limits, declared, fairness_gate, verdict_on
+from training.promotion import Reason, Verdict
 from training.record import segments
 
 GOLD, FREE = "plan=gold", "plan=free"
@@ -125,3 +129,63 @@ def test_segments_are_those_that_were_declared() -> None:
     names, codes = segments(dataset.program, dataset.rounds.contexts)["plan"]
     assert names == ("free", "gold", "unknown")
     assert (codes == (dataset.rounds.customers % 2 == 0)).all()
+
+
+BETTER = Verdict(
+    program="small",
+    choice="promote",
+    champion="champion",
+    champion_version="1",
+    challenger="sparing",
+    challenger_version="2",
+    level=0.95,
+    reasons=(Reason(code="better", speaks="for", target="sparing", text="It is better."),),
+)
+
+
+def test_what_is_unfair_keeps_the_champion_and_says_why() -> None:
+    dataset = log()
+    gate = fairness_gate(dataset, target=sparing(dataset, share=0.5), limits=Limits(attributes=("plan",)))
+    verdict = verdict_on(BETTER, gate)
+    assert (verdict.choice, verdict.promotes) == ("keep", False)
+    assert [(r.code, r.speaks) for r in verdict.reasons] == [("fairness: less exposed", "against"), ("better", "for")]
+    assert "plan = gold: is nudged 0.50 times" in verdict.reasons[0].text
+    assert verdict.reasons[0].mend
+
+
+def test_a_warning_is_said_and_stops_nothing() -> None:
+    dataset = log()
+    verdict = verdict_on(BETTER, fairness_gate(dataset, target=sparing(dataset, share=0.5)))
+    assert verdict.promotes
+    assert [(r.code, r.speaks) for r in verdict.reasons[1:]] == [("fairness: less exposed", "beside")]
+
+
+@pytest.mark.parametrize(("must", "choice"), [(False, "promote"), (True, "not enough evidence")])
+def test_what_cannot_be_judged_is_said_and_stops_only_where_it_is_asked_to(must: bool, choice: str) -> None:  # noqa: FBT001
+    verdict = verdict_on(BETTER, fairness_gate(log(n=200, customers=60)), must_be_known=must)
+    assert verdict.choice == choice
+    assert "fairness: nothing to judge" in {r.code for r in verdict.reasons}
+
+
+def test_a_verdict_that_keeps_stays_one_and_fairness_is_said_with_it() -> None:
+    verdict = verdict_on(replace_choice(BETTER), fairness_gate(log()))
+    assert verdict.choice == "keep"
+    assert verdict.reasons[-1].code == "fairness: fair"
+
+
+def replace_choice(verdict: Verdict) -> Verdict:
+    """Return a verdict that keeps the champion."""
+    return msgspec.structs.replace(verdict, choice="keep")
+
+
+def test_a_program_declares_what_is_fair_and_the_gate_goes_by_it() -> None:
+    dataset = log()
+    said = '[fairness]\nprotect = ["plan"]\nexposure_ratio = 0.6\ncustomers = 100\n\n[[rules]]'
+    program = Program.parse(TOML.replace("[[rules]]", said, 1), source="small.toml")
+    limits = declared(program, protect=["tenure"])
+    assert (limits.attributes, limits.exposure_ratio, limits.customers) == (("plan", "tenure"), 0.6, 100)
+    strict = replace(dataset, program=program)
+    assert fairness_gate(strict, target=sparing(dataset, share=0.7)).status == "pass"
+    assert fairness_gate(strict, target=sparing(dataset, share=0.4)).status == "fail"
+    with pytest.raises(ProgramError, match=r"fairness.protect: 'gender' is not declared; use one of plan, tenure"):
+        Program.parse(TOML.replace("[[rules]]", said.replace('"plan"', '"gender"'), 1), source="small.toml")
