@@ -13,7 +13,8 @@ import numpy as np
 from benchmarks.results import Row, write
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.policy import Rounds
-from training.ope import ESTIMATORS, dr, pseudo_inverse, weigh
+from training.ope import ESTIMATORS, dr, weigh
+from training.pseudo_inverse import Order, lever
 from training.reading import reported, rungs_of
 from training.reward_model import cross_fit
 
@@ -94,8 +95,8 @@ def errors(kind: Kind, *, n: int, replications: int) -> dict[str, float]:
         rounds, target, truth = log(given, rng, n=n)
         evidence = weigh(rounds, target, cross_fit(rounds, SPACE).predict(rounds))
         terms = {name: e.terms(evidence) for name, e in ESTIMATORS.items()}
-        levers = {f"pi-{name}": pseudo_inverse(rounds, SPACE, order=o) for o, name in ((2, "pairs"), (1, "levels"))}  # type: ignore[arg-type]
-        factored = {name: (target * lever).sum(axis=1) for name, lever in levers.items()}
+        ladder: tuple[tuple[str, Order], ...] = (("pi-pairs", 2), ("pi-levels", 1))
+        factored = {name: lever(rounds, SPACE, order=order).weights(target) for name, order in ladder}
         terms |= {name: dr(evidence.reweighted(w)) for name, w in factored.items()}
         terms["reported"] = reported(rungs_of(evidence, factored))
         for name, x in terms.items():

@@ -4,8 +4,9 @@ A customer's rounds depend on each other, so the customer is the unit: terms are
 their spread is taken.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -102,26 +103,59 @@ class Condensed:
 
     def bca(self, *, rng: np.random.Generator, level: float = 0.95, resamples: int = 2_000) -> Interval:
         """As the function `bca`."""
-        sums, sizes, value, groups = self.sums, self.sizes, self.value, len(self.sizes)
-        draws = np.concatenate([_resampled(sums, sizes, rng=rng, times=times) for times in _chunks(resamples, groups)])
+        return self.accelerated(_redrawn([self], rng=rng, resamples=resamples)[0], level=level)
+
+    def poisson(self, *, rng: np.random.Generator, level: float = 0.95, resamples: int = 2_000) -> Interval:
+        """As the function `poisson`."""
+        return self.percentile(_redrawn([self], rng=rng, resamples=resamples, of_poisson=True)[0], level=level)
+
+    def accelerated(self, draws: Floats, *, level: float) -> Interval:
+        """Return the bias-corrected and accelerated interval from means of resampled customers (resamples,)."""
+        sums, sizes, value, resamples = self.sums, self.sizes, self.value, len(draws)
         below = (np.count_nonzero(draws < value) + 0.5 * np.count_nonzero(draws == value)) / resamples
         bias = float(ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples)))
         without = (sums.sum() - sums) / (sizes.sum() - sizes)
         bent = without.mean() - without
-        acceleration = float((bent**3).sum() / max(6.0 * (bent @ bent) ** 1.5, 1e-300))
+        acceleration = float((bent * bent * bent).sum() / max(6.0 * (bent @ bent) ** 1.5, 1e-300))
         z = ndtri([0.5 - level / 2, 0.5 + level / 2])
         shares = ndtr(bias + (bias + z) / (1.0 - acceleration * (bias + z)))
         low, high = (float(x) for x in np.quantile(draws, shares))
         return Interval(value=value, low=low, high=high, level=level, method="bca bootstrap")
 
-    def poisson(self, *, rng: np.random.Generator, level: float = 0.95, resamples: int = 2_000) -> Interval:
-        """As the function `poisson`."""
-        draws = []
-        for times in _chunks(resamples, len(self.sizes)):
-            counts = rng.poisson(1.0, size=(times, len(self.sizes))).astype(np.float64)
-            draws.append((counts @ self.sums) / np.maximum(counts @ self.sizes, 1.0))
-        low, high = (float(x) for x in np.quantile(np.concatenate(draws), [0.5 - level / 2, 0.5 + level / 2]))
+    def percentile(self, draws: Floats, *, level: float) -> Interval:
+        """Return the interval between percentiles of means of customers with Poisson counts (resamples,)."""
+        low, high = (float(x) for x in np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2]))
         return Interval(value=self.value, low=low, high=high, level=level, method="poisson bootstrap")
+
+
+class Bootstrapped(NamedTuple):
+    """Both bootstrap intervals of one row of terms."""
+
+    bca: Interval
+    poisson: Interval
+
+
+def bootstraps(
+    rows: Sequence[Floats], customers: Ints, *, rng: np.random.Generator, level: float = 0.95, resamples: int = 2_000
+) -> list[Bootstrapped]:
+    """Return both bootstrap intervals of several rows of terms (n,) from the same resamples of customers.
+
+    How often each customer is drawn is found once for all rows, and the rows' means are one product of matrices: a
+    dozen rows take hardly longer than one.
+
+    >>> rng, terms = np.random.default_rng(1), np.random.default_rng(2).exponential(size=200)
+    >>> one, doubled = bootstraps([terms, 2.0 * terms], np.arange(200), rng=rng)
+    >>> bool(np.isclose(doubled.bca.high, 2.0 * one.bca.high)), one.poisson.low < one.poisson.value
+    (True, True)
+    """
+    codes = gathered(customers)
+    few = [Condensed(*_by_customer(terms, codes)) for terms in rows]
+    drawn = _redrawn(few, rng=rng, resamples=resamples)
+    thinned = _redrawn(few, rng=rng, resamples=resamples, of_poisson=True)
+    return [
+        Bootstrapped(one.accelerated(a, level=level), one.percentile(b, level=level))
+        for one, a, b in zip(few, drawn, thinned, strict=True)
+    ]
 
 
 MOST_GROUPS = 2_048
@@ -146,8 +180,8 @@ def gathered(customers: Ints, *, most: int = MOST_GROUPS) -> Ints:
     >>> gathered(np.array([5, 9, 5])).tolist(), len(np.unique(gathered(np.arange(9_000))))
     ([0, 1, 0], 2048)
     """
-    names, codes = np.unique(customers, return_inverse=True)
-    if len(names) > most:
+    codes = _dense(customers)
+    if len(codes) and codes.max() >= most:
         mixed = codes.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         codes = ((mixed >> np.uint64(32)) % np.uint64(most)).astype(np.intp)
     return np.asarray(codes, dtype=np.intp)
@@ -181,27 +215,55 @@ def poisson(
 
 def _by_customer(terms: Floats, customers: Ints) -> tuple[Floats, Floats]:
     """Return each customer's sum of terms and number of rounds."""
-    names, codes = np.unique(customers, return_inverse=True)
-    if len(names) < 2:
+    codes = customers if _compact(customers) else _dense(customers)
+    sizes = np.bincount(codes)
+    there = sizes > 0
+    if (groups := np.count_nonzero(there)) < 2:
         raise ValueError(
-            f"an interval needs rounds of at least two customers, got {len(terms)} rounds of {len(names)}: "
+            f"an interval needs rounds of at least two customers, got {len(terms)} rounds of {groups}: "
             "wait until more customers have matured rounds"
         )
-    sums = np.bincount(codes, weights=terms).astype(np.float64)
-    return sums, np.bincount(codes).astype(np.float64)
+    sums = np.bincount(codes, weights=terms)[there].astype(np.float64)
+    return sums, sizes[there].astype(np.float64)
 
 
-def _chunks(resamples: int, groups: int) -> list[int]:
-    """Cut resamples up so that a chunk of counts stays within tens of megabytes."""
-    size = max(1, 4_000_000 // groups)
-    return [min(size, resamples - start) for start in range(0, resamples, size)]
+def _compact(customers: Ints) -> bool:
+    """Whether codes can be counted as they are: a dataset's run from 0 to the number of its customers."""
+    whole = len(customers) > 0 and customers.dtype.kind in "iu"
+    return whole and bool(customers.min() >= 0) and bool(customers.max() < 8 * len(customers))
 
 
-def _resampled(sums: Floats, sizes: Floats, *, rng: np.random.Generator, times: int) -> Floats:
-    """Return the mean (times,) of as many customers drawn with replacement."""
-    counts = rng.multinomial(len(sizes), np.full(len(sizes), 1.0 / len(sizes)), size=times)
-    means: Floats = (counts @ sums) / (counts @ sizes)
-    return means
+def _dense(customers: Ints) -> Ints:
+    """Return codes (n,) from 0 on, without gaps, in the order of the codes given."""
+    if not _compact(customers):
+        return np.asarray(np.unique(customers, return_inverse=True)[1], dtype=np.intp)
+    there = np.bincount(customers) > 0
+    return np.asarray((np.cumsum(there) - 1)[customers], dtype=np.intp)
+
+
+_COUNTS = 262_144
+"""How many counts a block of resamples may hold: they stay in the cache."""
+
+
+def _redrawn(
+    few: Sequence[Condensed], *, rng: np.random.Generator, resamples: int, of_poisson: bool = False
+) -> list[Floats]:
+    """Return for each row the mean (resamples,) of as many customers drawn anew, or of Poisson counts of each.
+
+    Poisson counts are a Poisson number of draws, so either way customers are drawn by number and counted.
+    """
+    sizes = few[0].sizes
+    groups, columns = len(sizes), np.column_stack([sizes, *(one.sums for one in few)])
+    means, step = [], max(1, _COUNTS // groups)
+    for start in range(0, resamples, step):
+        times = min(step, resamples - start)
+        drawn = rng.poisson(groups, size=times) if of_poisson else np.full(times, groups)
+        which = rng.integers(0, groups, size=int(drawn.sum()), dtype=np.int32)
+        which += np.repeat(np.arange(times, dtype=np.int32) * groups, drawn)
+        counts = np.bincount(which, minlength=times * groups).reshape(times, groups).astype(np.float64)
+        totals = counts @ columns
+        means.append(totals[:, 1:] / np.maximum(totals[:, :1], 1.0))
+    return [np.ascontiguousarray(column) for column in np.concatenate(means).T]
 
 
 def likelihood(
@@ -237,9 +299,13 @@ def likelihood(
     value = float(np.clip((pulls @ worth) / (pulls @ sizes), low, high))
     limit = float(stdtrit(len(sizes) - 1, 0.5 + level / 2)) ** 2
 
+    last = np.concatenate([[0.0], at_best.multiplier])
+
     def beyond(v: float) -> float:
-        ratio = _log_ratio(np.column_stack([worth - v * sizes, extra])).ratio
-        return ratio - at_best.ratio - limit
+        nonlocal last  # the next value asked for is near: its weights are nearly the same
+        tilt = _log_ratio(np.column_stack([worth - v * sizes, extra]), start=last)
+        last = tilt.multiplier
+        return tilt.ratio - at_best.ratio - limit
 
     ends = [
         float(brentq(beyond, end, value, xtol=1e-9 * (high - low))) if beyond(end) > 0 else end for end in (low, high)
@@ -257,13 +323,17 @@ class _Tilt(msgspec.Struct, frozen=True):
 _HALVINGS = 60
 
 
-def _log_ratio(gaps: Floats) -> _Tilt:
-    """Maximise `sum log*(1 + lambda . g)` over lambda for gaps (G, p) by damped Newton steps (Owen, 2001, 3.14)."""
+def _log_ratio(gaps: Floats, *, start: Floats | None = None) -> _Tilt:
+    """Maximise `sum log*(1 + lambda . g)` over lambda for gaps (G, p) by damped Newton steps (Owen, 2001, 3.14).
+
+    From `start`, where that is nearer than 0: the maximum is the same from anywhere, for the sum is concave.
+    """
     edge = 1.0 / len(gaps)
     scale = np.maximum(np.abs(gaps).max(axis=0), 1e-12)
     g = gaps / scale
-    found = np.zeros(g.shape[1])
-    best = 0.0
+    found, best = np.zeros(g.shape[1]), 0.0
+    if start is not None and (there := _log_star(1.0 + g @ (start * scale), edge)) > best:
+        found, best = start * scale, there
     for _ in range(60):
         inside = 1.0 + g @ found
         near = inside < edge

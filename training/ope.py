@@ -15,15 +15,12 @@ Symbols: n rounds, k actions; `A` the action drawn, `mu` the logged probabilitie
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from itertools import combinations
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
-from optimizer.actions import ActionSpace, Bools, Floats, Floats32, Ints
+from optimizer.actions import Bools, Floats, Floats32, Ints
 from optimizer.policy import Rounds
 
 SUM_TOLERANCE = 1e-6
@@ -254,90 +251,6 @@ def _apart(terms: Floats, other: Floats) -> bool:
     """Whether two rows differ by more than their paired difference may by chance."""
     gaps = terms - other
     return abs(float(gaps.mean())) > _AGREE * float(gaps.std()) / float(np.sqrt(len(gaps))) + 1e-12
-
-
-def pseudo_inverse(rounds: Rounds, space: ActionSpace, *, order: Literal[1, 2]) -> Floats:
-    """Return what a unit of probability on each action (n, k) adds to a round's weight, if effects are factored.
-
-    The weight of a target is the sum over its probabilities: `w = sum_a pi(a) f(a)' G^+ f(A)` with
-    `G = sum_a mu(a) f(a) f(a)'` and f the levels (order 1) or also their pairs (order 2) of an action. In place of
-    `pi(A) / mu(A)` it keeps DR unbiased where rewards have no interactions of higher order, with far less spread
-    (after Swaminathan et al., 2017, here for masks and any logged vector).
-
-    >>> rounds = Rounds(
-    ...     contexts=np.ones((1, 1)), allowed=np.ones((1, 5), dtype=bool),
-    ...     probabilities=np.full((1, 5), 0.2, dtype=np.float32), actions=np.array([1]), rewards=np.ones(1),
-    ...     customers=np.zeros(1, dtype=np.intp), at=np.zeros(1), cost_prices=np.zeros(1), burdens=np.zeros(1),
-    ...     loggers=np.zeros(1, dtype=np.intp))
-    >>> space = ActionSpace(("badge", "coupon"), ("warm", "dry"), ("now",))
-    >>> pseudo_inverse(rounds, space, order=1).round(2).tolist()  # 5 for the action drawn, if it stood alone
-    [[0.0, 3.75, 1.25, 1.25, -1.25]]
-    """
-    columns = _columns(space, order=order)
-    products = _products(space, order)
-    logged = rounds.probabilities / rounds.probabilities.sum(axis=1, dtype=np.float64, keepdims=True)
-    weights = np.empty(logged.shape)
-    size = max(1, _CELLS // columns.shape[1] ** 2)
-    for start in range(0, len(rounds), size):
-        block = slice(start, start + size)
-        grams = (logged[block] @ products.columns)[:, products.where]
-        weights[block] = _solved(grams, columns[rounds.actions[block]]) @ columns.T
-    return weights
-
-
-class _Products(NamedTuple):
-    """The distinct products of two columns (k, distinct), and where each pair's is among them (p, p)."""
-
-    columns: Floats
-    where: Ints
-
-
-@lru_cache(maxsize=8)
-def _products(space: ActionSpace, order: Literal[1, 2]) -> _Products:
-    """Most pairs of levels share a product, or have none: a Gram matrix is a few hundred sums, not p squared."""
-    columns = _columns(space, order=order)
-    every = (columns[:, :, None] * columns[:, None, :]).reshape(len(columns), -1)
-    packed = np.ascontiguousarray(np.packbits(every > 0, axis=0).T)
-    names = packed.view(f"V{packed.shape[1]}").ravel()
-    _, first, where = np.unique(names, return_index=True, return_inverse=True)
-    return _Products(every[:, first], where.reshape(columns.shape[1], -1))
-
-
-_CELLS = 4_000_000
-"""How many numbers a block of `pseudo_inverse` may hold: tens of megabytes."""
-
-
-_SMALL = 48
-"""Columns up to which Gram matrices are inverted together: one at a time, the calls would cost more than the work."""
-
-
-def _solved(grams: Floats, drawn: Floats) -> Floats:
-    """Return `G^+ f` (n, p) for f in the range of G (n, p, p): a slight ridge, then its error taken out again."""
-    ridge = 1e-7 * np.eye(grams.shape[1])
-    if grams.shape[1] <= _SMALL:
-        inverse = np.linalg.inv(grams + ridge)
-        together = np.zeros((*drawn.shape, 1))
-        for _ in range(5):  # each pass divides the error by an eigenvalue over 1e-7
-            together += inverse @ (drawn[:, :, None] - grams @ together)
-        return np.ascontiguousarray(together[:, :, 0])
-    found = np.zeros(drawn.shape)
-    for row, (gram, wanted) in enumerate(zip(grams, drawn, strict=True)):
-        factor = cho_factor(gram + ridge, overwrite_a=True, check_finite=False)
-        for _ in range(4):
-            found[row] += cho_solve(factor, wanted - gram @ found[row], check_finite=False)
-    return found
-
-
-def _columns(space: ActionSpace, *, order: Literal[1, 2]) -> Floats:
-    """Shape (k, p): a constant, any nudge, all levels but the first of each factor, and with order 2 their products."""
-    hot = [space.levels[:, [f]] == np.arange(1, size) for f, size in enumerate(space.shape)]
-    pairs = [
-        (hot[f][:, :, None] & hot[g][:, None, :]).reshape(space.k, -1)
-        for f, g in combinations(range(3), 2)
-        if order > 1
-    ]
-    nudge = space.levels[:, :1] >= 0
-    return np.hstack([np.ones_like(nudge), nudge, *hot, *pairs]).astype(np.float64)
 
 
 def balanced(rounds: Rounds, vectors: Mapping[int, Floats], *, shares: Mapping[int, float] | None = None) -> Rounds:

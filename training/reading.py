@@ -10,7 +10,8 @@ from optimizer.policy import Rounds
 from training import diagnostics, reward_model, sequence
 from training.dataset import Dataset
 from training.diagnostics import Tally
-from training.ope import ESTIMATORS, Evidence, balanced, dr, pseudo_inverse, rung, slope, weigh
+from training.ope import ESTIMATORS, Evidence, balanced, dr, rung, slope, weigh
+from training.pseudo_inverse import Lever, lever
 from training.reward_model import RewardModel
 
 BLOCK = 8_192
@@ -190,10 +191,10 @@ def read(
     return Seen(readings, sums, sizes, counts.drawn, counts)
 
 
-def _levers(rounds: Rounds, space: ActionSpace, *, pairs: bool) -> dict[str, Floats]:
-    """What probability on each action (n, k) adds to a round's factored weights: by pairs of levels, and by levels."""
-    second = {"pi-pairs": pseudo_inverse(rounds, space, order=2)} if pairs else {}
-    return second | {"pi-levels": pseudo_inverse(rounds, space, order=1)}
+def _levers(rounds: Rounds, space: ActionSpace, *, pairs: bool) -> dict[str, Lever]:
+    """What a round's factored weights are found from: by pairs of levels, and by levels."""
+    second = {"pi-pairs": lever(rounds, space, order=2)} if pairs else {}
+    return second | {"pi-levels": lever(rounds, space, order=1)}
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class _Prepared:
     """What a block's readings share: predictions, levers, logged vectors, what is frozen, mixed propensities."""
 
     q: Mapping[str, Floats]
-    levers: Mapping[str, Floats]
+    levers: Mapping[str, Lever]
     logged: Floats
     frozen: Frozen
     fixed: Floats
@@ -233,7 +234,7 @@ def _reading(part: Dataset, vectors: Floats, prepared: _Prepared) -> Reading:
     chosen = np.zeros((len(part.program.stages), vectors.shape[1]))
     np.add.at(chosen, part.stages, vectors)
     unsupported = np.where(rounds.probabilities < diagnostics.RARE, vectors, 0.0).sum(axis=1)
-    factored = {name: np.einsum("nk,nk->n", vectors, lever) for name, lever in prepared.levers.items()}
+    factored = {name: one.weights(vectors) for name, one in prepared.levers.items()}
     if prepared.mixed is not None:
         factored[BALANCED] = vectors[drawn] / prepared.mixed
     fixed = Evidence(evidence.weights, rounds.rewards, prepared.fixed[drawn], evidence.expected)

@@ -14,13 +14,14 @@ import numpy as np
 from optimizer.actions import Floats
 from optimizer.engine import HOLDOUT
 from optimizer.program import DAY, Program
-from training import contrasts, dataset, fairness, kpis, lift, record, wear_out
+from training import contrasts, dataset, fairness, kpis, lift, record, relevance, wear_out
 from training.dataset import Dataset
 from training.fairness import Fairness
 from training.figures import FEW, Figure, few, mean, missing, share
 from training.kpis import IncentiveRow, StageRow
 from training.lift import Lifts
 from training.record import Record
+from training.relevance import Relevance
 from training.wear_out import Wear
 
 _FEWEST = 100
@@ -36,6 +37,19 @@ class TierRow(msgspec.Struct, frozen=True, kw_only=True):
     cost: float
     adds: Figure
     over_smaller: Figure
+
+
+class Threshold(msgspec.Struct, frozen=True, kw_only=True):
+    """From which size on a reward pays: the smallest whose net gain over holding is shown to be above 0.
+
+    `tier` is None where none is shown to pay; `says` puts it in words. Intervals are wide enough for all sizes together
+    (Bonferroni).
+    """
+
+    ladder: str
+    tier: int | None
+    adds: Figure
+    says: str
 
 
 class SegmentRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +90,8 @@ class Scorecard(msgspec.Struct, frozen=True, kw_only=True):
     linked_share: float | None
     lift: Lifts
     tiers: tuple[TierRow, ...]
+    thresholds: tuple[Threshold, ...]
+    relevance: Relevance | None
     segments: tuple[SegmentRow, ...]
     fairness: Fairness | None
     wear: tuple[Wear, ...]
@@ -137,6 +153,8 @@ def scorecard(archive: Path, program: Program, asked: Asked | None = None) -> Sc
         linked_share=links.named,
         lift=lift.lifts(whole, days=days, level=level),
         tiers=worth.tiers if worth else (),
+        thresholds=worth.thresholds if worth else (),
+        relevance=relevance.relevance(rounds, level=level) if len(rounds) else None,
         segments=_segments(chosen, worth.fairness if worth else None, days=days, level=level),
         fairness=worth.fairness if worth else None,
         wear=worth.wear if worth else (),
@@ -188,6 +206,7 @@ class _Worth(NamedTuple):
     """What rests on logged probabilities."""
 
     tiers: tuple[TierRow, ...]
+    thresholds: tuple[Threshold, ...]
     wear: tuple[Wear, ...]
     fairness: Fairness
 
@@ -200,6 +219,7 @@ def _worth(whole: Record, rounds: Dataset, asked: Asked) -> _Worth:
     i = single.shape[1]
     return _Worth(
         tiers=_tiers(rounds, sizes, found.over_hold[:, i:], level=asked.level),
+        thresholds=_thresholds(rounds, sizes, found.over_hold[:, i:], level=asked.level),
         wear=wear_out.wear_out(whole, rounds, contrasts.Terms(found.groups[:, :i], found.hold), level=asked.level),
         fairness=fairness.fairness_gate(rounds, limits=fairness.declared(rounds.program, protect=asked.protect)),
     )
@@ -247,6 +267,37 @@ def _tier(rounds: Dataset, sizes: Sequence[_Size], gains: Floats, *, at: int, le
         adds=mean(gains[known, at], customers[known], of=adds_of, unit="money", level=level),
         over_smaller=over,
     )
+
+
+def _thresholds(
+    rounds: Dataset, sizes: Sequence[_Size], gains: Floats, *, level: float
+) -> tuple[Threshold, ...]:
+    """Return, ladder by ladder, the smallest size that is shown to pay."""
+    found, customers = [], rounds.rounds.customers
+    for ladder in dict.fromkeys(size.ladder for size in sizes):
+        at = [j for j, size in enumerate(sizes) if size.ladder == ladder]
+        wide = 1.0 - (1.0 - level) / len(at)
+        adds = []
+        for j in at:
+            known = np.isfinite(gains[:, j])
+            adds.append(mean(gains[known, j], customers[known], of=_PAYS, unit="money", level=wide))
+        found.append(_threshold(ladder, [sizes[j].tier for j in at], adds))
+    return tuple(found)
+
+
+def _threshold(ladder: str, tiers: Sequence[int], adds: Sequence[Figure]) -> Threshold:
+    paying = next((i for i, figure in enumerate(adds) if figure.above), None)
+    if paying is not None:
+        says = f"it pays from tier {tiers[paying]} on" if paying else f"it pays from its smallest size, tier {tiers[0]}"
+        return Threshold(ladder=ladder, tier=tiers[paying], adds=adds[paying], says=says)
+    best = max(adds, key=lambda f: -np.inf if f.value is None else f.value)
+    if all(f.below for f in adds):
+        return Threshold(ladder=ladder, tier=None, adds=best, says="no size pays: each is shown to cost more than it brings")
+    why = best.missing or "not enough evidence: no size is shown to bring more than it costs; wait for more decisions"
+    return Threshold(ladder=ladder, tier=None, adds=best, says=why)
+
+
+_PAYS = "what a reward of this size adds over holding, a decision, costs taken off, then the logging policy"
 
 
 def _segments(chosen: Record, gate: Fairness | None, *, days: float, level: float) -> tuple[SegmentRow, ...]:
@@ -320,6 +371,10 @@ def figures(card: Scorecard) -> dict[str, Figure]:
     for tier in card.tiers:
         key = f"tiers/{tier.ladder or 'others'}/{tier.tier}"
         found |= {f"{key}/adds": tier.adds, f"{key}/over_smaller": tier.over_smaller}
+    for pays in card.thresholds:
+        found[f"tiers/{pays.ladder or 'others'}/pays"] = pays.adds
+    for stage_row in card.relevance.stages if card.relevance else ():
+        found[f"relevance/{stage_row.stage}"] = stage_row.moved
     for group in card.segments:
         key = f"segments/{group.attribute}/{group.segment}"
         found |= {f"{key}/{name}": getattr(group, name) for name in ("participation", "reached", "exposure", "value")}
@@ -335,7 +390,14 @@ def tables(card: Scorecard) -> dict[str, bytes]:
     reasons = [] if card.fairness is None else card.fairness.reasons
     gate = [[c.status, c.code, c.attribute, c.segment, c.text, c.mend] for c in reasons]
     named = ["status", "code", "attribute", "segment", "finding", "mend"]
+    points = card.relevance.touch_points if card.relevance else ()
+    touched = ["stage", "incentive", "tone", "chance", "moved", "low", "high", "n", "customers", "missing"]
+    moved = [
+        [p.stage, p.incentive, p.tone, p.chance.value, *(getattr(p.moved, name) for name in ("value", *touched[5:]))]
+        for p in points
+    ]
     return {
+        "tables/relevance.json": msgspec.json.encode({"columns": touched, "data": moved}),
         "tables/figures.json": msgspec.json.encode({"columns": columns, "data": rows}),
         "tables/fairness.json": msgspec.json.encode({"columns": named, "data": gate}),
     }

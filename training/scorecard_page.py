@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from training.fairness import Fairness
 from training.figures import Figure
 from training.kpis import StageRow
-from training.lift import Lift, Lifts
+from training.lift import Lift
 from training.report import PER, Bar, Chart, money
-from training.scorecard import Scorecard
+from training.scorecard import Scorecard, Threshold
 
 _HEADLINES = (
     ("participation", "Took a step"),
@@ -88,7 +88,7 @@ def html(card: Scorecard, *, command: str) -> str:
         c=card,
         about=_about(card),
         sentence=sentence(card),
-        mood=_mood(card.lift),
+        mood=_mood(card),
         tiles=[_tile(card.overview[key], label, plain) for key, label in _HEADLINES],
         responses=_responses(card),
         leaving=[_tile(card.churn[key], label, plain) for key, label in _LEAVING],
@@ -98,6 +98,8 @@ def html(card: Scorecard, *, command: str) -> str:
         cost=_tile(card.lift.cost_per_goal, "Cost of each further goal", plain),
         incentives=_incentives(card, plain),
         tiers=_tiers(card, effects),
+        thresholds=[f"{t.ladder or 'Incentives on no ladder'}: {_pays(t, effects)}" for t in card.thresholds],
+        relevance=_relevance(card, plain),
         segments=_segments(card, plain, effects),
         fairness=card.fairness,
         gate=gate_sentence(card.fairness) if card.fairness else "",
@@ -110,11 +112,25 @@ def html(card: Scorecard, *, command: str) -> str:
 
 
 def sentence(card: Scorecard) -> str:
-    """Return what the program brings, in plain words, by the interval that may be read at any time."""
+    """Return what the program brings, in plain words, by the interval that may be read at any time.
+
+    A report on an arm speaks of that arm; one on a policy says that what it has is about the whole program.
+    """
     found = card.lift
     if found.missing or not found.program:
         return f"What the whole program brings is not known: {found.missing}."
-    lift, tell = found.program[0], _teller(card.currency)
+    mine = next((x for x in found.arms if x.arm == card.arm), None)
+    if mine is not None and not card.policy:
+        return f"Arm {card.arm}: {_sentence(mine, card)}"
+    said = _sentence(found.program[0], card)
+    if card.policy or card.arm:
+        about = f"policy {card.policy}" if card.policy else f"arm {card.arm}"
+        return f"This is about the whole program, not about {about} alone, whose customers were not drawn for it. {said}"
+    return said
+
+
+def _sentence(lift: Lift, card: Scorecard) -> str:
+    found, tell = card.lift, _teller(card.currency)
     more = "more" if (lift.fixed.value or 0.0) >= 0 else "fewer"
     said = (
         f"Of 100 customers whom it serves, {abs(lift.fixed.value or 0.0) * 100:.1f} {more} reach the goal than "
@@ -178,6 +194,11 @@ def in_short(card: Scorecard) -> dict[str, object]:
             }
             for t in card.tiers
         ],
+        "from which size on": [{"ladder": t.ladder or "others", "says": _pays(t, effects)} for t in card.thresholds],
+        "relevance": [
+            {"stage": s.stage, "decided by context": said(s.moved)}
+            for s in (card.relevance.stages if card.relevance else ())
+        ],
         "wear": [
             {"incentive": w.title, "each earlier time": said(w.by_exposure, effects), "advice": w.advice}
             for w in card.wear
@@ -194,10 +215,11 @@ def gate_sentence(gate: Fairness) -> str:
     }[gate.status]
 
 
-def _mood(found: Lifts) -> str:
-    if not found.program:
+def _mood(card: Scorecard) -> str:
+    found = card.lift
+    if not found.program or card.policy:
         return "unknown"
-    lift = found.program[0]
+    lift = next((x for x in found.arms if x.arm == card.arm), found.program[0])
     if lift.always.above or lift.fixed.above:
         return "promote"
     return "stop" if lift.fixed.below else "unknown"
@@ -408,6 +430,37 @@ def _tiers(card: Scorecard, tell: Teller) -> list[tuple[str, Chart | None, list[
         unknown = _unknown((d.label, d.figure) for d in dots)
         found.append((title, _chart(dots, tell, line=0.0, says="nothing added"), unknown))
     return found
+
+
+def _pays(found: Threshold, tell: Teller) -> str:
+    """Say from which size on a ladder pays, and what that adds."""
+    if found.tier is None:
+        return f"{found.says}."
+    adds = f"{tell(found.adds.value or 0.0, found.adds.unit)} ({_range(found.adds, tell)})"
+    return f"{found.says}, which adds {adds} per {PER:,} decisions."
+
+
+def _relevance(card: Scorecard, tell: Teller) -> tuple[Chart | None, list[str], list[tuple[str, list[Tile]]]]:
+    """How much of the choice the context decides, a bar a stage; then the touch points that it moves most."""
+    found = card.relevance
+    if found is None:
+        return None, [], []
+    titles = {row.stage: row.title for row in card.funnel}
+    dots = [_Dot(titles.get(s.stage, s.stage), s.moved, "") for s in found.stages]
+    known = [p for p in found.touch_points if p.moved.value is not None]
+    most = sorted(known, key=lambda p: -(p.moved.value or 0.0))[:_SHOWN]
+    rows = [
+        (
+            f"{titles.get(p.stage, p.stage)}: {p.incentive}, {p.tone}",
+            [_tile(p.chance, "offered", tell), _tile(p.moved, "moved by context", tell)],
+        )
+        for p in most
+    ]
+    return _chart(dots, tell, line=0.0, says="alike for all"), _unknown((d.label, d.figure) for d in dots), rows
+
+
+_SHOWN = 8
+"""Touch points on the page; all are in the JSON and in MLflow's table."""
 
 
 def _segments(card: Scorecard, plain: Teller, effects: Teller) -> list[tuple[str, list[tuple[str, list[Tile]]]]]:

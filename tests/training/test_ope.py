@@ -18,12 +18,12 @@ from training.ope import (
     check_vectors,
     dr,
     ips,
-    pseudo_inverse,
     shrunk,
     slope,
     switched,
     weigh,
 )
+from training.pseudo_inverse import lever, pseudo_inverse
 
 LOGGED = np.array([[0.5, 0.3, 0.2], [0.25, 0.75, 0.0]])
 TARGET = np.array([[0.1, 0.2, 0.7], [0.9, 0.1, 0.0]])
