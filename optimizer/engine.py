@@ -9,7 +9,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from optimizer.actions import HOLD, Bools, Floats, Floats32, Ints
-from optimizer.customer import Cohort, Customer, cohort, encode, features, snapshots
+from optimizer.customer import Cohort, Columns, Customer, cohort, encode, features, snapshots
 from optimizer.events import Decision, Salt, Scalar, draws, uniform
 from optimizer.floor import apply_floor
 from optimizer.guardrails import Guarded, Request, Shared, allowed
@@ -119,13 +119,9 @@ class Optimizer:
         rows = cohort(self.program, attributed, at=[a.at for a in asks])
         arms = [self.arm(c.customer_id) for c in people]
         us = [self._u(a) for a in asks]
-        choices = self.choose(rows, arms=arms, us=us, shared=shared, requests=[a.request for a in asks])
-        contexts = snapshots(self.program, features(self.program, rows))
-        blocks, deliver_at = choices.guarded.blocks(self.program.space), choices.deliver_at.tolist()
-        return [
-            self._decision(choices, i, ask=ask, context=context, blocked=blocked, deliver_at=at, shared=shared)
-            for i, (ask, context, blocked, at) in enumerate(zip(asks, contexts, blocks, deliver_at, strict=True))
-        ]
+        seen = features(self.program, rows)
+        choices = self.choose(rows, arms=arms, us=us, shared=shared, requests=[a.request for a in asks], seen=seen)
+        return self._decisions(asks, choices, contexts=snapshots(self.program, seen), cost_price=shared.cost_price)
 
     def choose(
         self,
@@ -135,12 +131,16 @@ class Optimizer:
         us: Sequence[float] | Floats,
         shared: Shared,
         requests: Sequence[Request] | None = None,
+        seen: Columns | None = None,
     ) -> Choices:
-        """Choose for a cohort (n,) given each row's arm and number in [0, 1)."""
+        """Choose for a cohort (n,) given each row's arm and number in [0, 1).
+
+        `seen` is what `features` gives for these rows, where it is at hand.
+        """
         guarded = allowed(self.program, rows, shared=shared, requests=requests)
         if len(rows) > 1 and not self._ample(guarded, shared):
             return self._one_by_one(rows, arms=arms, us=us, shared=shared, requests=requests)
-        contexts = encode(self.program, features(self.program, rows))
+        contexts = encode(self.program, features(self.program, rows) if seen is None else seen)
         burdens = self.program.guardrails.burden_price * rows.dosage
         priced = prices(self.program.space, cost_prices=np.full(len(rows), shared.cost_price), burdens=burdens)
         vectors = self._vectors(contexts, guarded.mask, priced, arms=arms)
@@ -169,8 +169,11 @@ class Optimizer:
 
     def _ample(self, guarded: Guarded, shared: Shared) -> bool:
         """Whether the worst case of these rows leaves the mask of each as it is."""
-        free = (guarded.incentive == 0) & (guarded.nudge == 0)[:, None]
         costs = self.program.minor_costs
+        n, most = len(guarded.nudge), int(costs.max())
+        if (n + 1) * most <= shared.budget and n < shared.stock.min():
+            return True  # whatever is blocked
+        free = (guarded.incentive == 0) & (guarded.nudge == 0)[:, None]
         worst = float(np.where(free, costs, 0).max(axis=1, initial=0).sum())
         dearest = float(np.where(free, costs, 0).max(initial=0))
         return bool(worst + dearest <= shared.budget and (free.sum(axis=0) < shared.stock)[free.any(axis=0)].all())
@@ -209,41 +212,45 @@ class Optimizer:
             decision_id=ask.decision_id,
         )
 
-    def _decision(
-        self,
-        choices: Choices,
-        row: int,
-        *,
-        ask: Ask,
-        context: dict[str, Scalar],
-        blocked: dict[str, str],
-        deliver_at: float,
-        shared: Shared,
-    ) -> Decision:
-        action, arm = int(choices.actions[row]), choices.arms[row]
-        chooser = Chooser(self.chooser(arm).policy, "hold", "holdout") if arm == HOLDOUT else self.chooser(arm)
-        space = self.program.space
-        cost = self.program.incentives[space.levels[action, 0]].minor_cost if action else 0
-        return Decision(
-            decision_id=ask.decision_id,
-            customer_id=ask.customer.customer_id,
-            program=self.program.name,
-            program_version=self.program.version,
-            policy=chooser.name,
-            policy_version=chooser.version,
-            arm=arm,
-            at=ask.at,
-            context=context,
-            probabilities=choices.probabilities[row].astype("<f4").tobytes(),
-            action=action,
-            action_name=space.names[action],
-            deliver_at=deliver_at if action else None,
-            cost=cost,
-            cost_price=shared.cost_price,
-            burden=float(choices.burdens[row]),
-            salt_id=self.salt.id,
-            blocked=blocked,
-        )
+    def _decisions(
+        self, asks: Sequence[Ask], choices: Choices, *, contexts: Sequence[dict[str, Scalar]], cost_price: float
+    ) -> list[Decision]:
+        program, space, k = self.program, self.program.space, self.program.space.k
+        logged = {arm: self._logged(arm) for arm in dict.fromkeys(choices.arms)}
+        costs, each = program.minor_costs.tolist(), space.shape[1] * space.shape[2]
+        vectors = choices.probabilities.astype("<f4").tobytes()
+        rows = zip(
+            asks, choices.arms, contexts, choices.guarded.blocks(space), choices.actions.tolist(),
+            choices.deliver_at.tolist(), choices.burdens.tolist(), range(0, len(vectors), 4 * k), strict=True,
+        )  # fmt: skip
+        return [
+            Decision(
+                decision_id=ask.decision_id,
+                customer_id=ask.customer.customer_id,
+                program=program.name,
+                program_version=program.version,
+                policy=logged[arm][0],
+                policy_version=logged[arm][1],
+                arm=arm,
+                at=ask.at,
+                context=context,
+                probabilities=vectors[start : start + 4 * k],
+                action=action,
+                action_name=space.names[action],
+                deliver_at=deliver_at if action else None,
+                cost=costs[(action - 1) // each] if action else 0,
+                cost_price=cost_price,
+                burden=burden,
+                salt_id=self.salt.id,
+                blocked=blocked,
+            )
+            for ask, arm, context, blocked, action, deliver_at, burden, start in rows
+        ]
+
+    def _logged(self, arm: str) -> tuple[str, str]:
+        """Return name and version of what decides for an arm, as they are logged."""
+        chooser = self.chooser(arm)
+        return ("hold", "holdout") if arm == HOLDOUT else (chooser.name, chooser.version)
 
 
 def _with(customer: Customer, context: Mapping[str, Scalar]) -> Customer:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from optimizer.actions import FACTORS, ActionSpace, Bools, Floats
 from optimizer.customer import Cohort, Customer, deliveries, local_day, own_hour, utc_offset
 from optimizer.journey import MEMORY
-from optimizer.program import DAY, PROMPT, Cadence, Program
+from optimizer.program import DAY, PROMPT, Cadence, Incentive, Program, Tone
 
 Codes = npt.NDArray[np.uint8]
 
@@ -148,7 +148,8 @@ def allowed(program: Program, cohort: Cohort, *, shared: Shared, requests: Seque
     deliver_at, locally = deliveries(program, cohort)
     day = np.floor(locally / DAY)
     nudge = _Blocks(np.zeros(n, dtype=np.uint8))
-    nudge.add("paused", np.full(n, "program" in shared.paused, dtype=np.bool_))
+    if "program" in shared.paused:
+        nudge.add("paused", np.True_)
     nudge.add("consent", ~cohort.consented)
     nudge.add("pending", (cohort.sent_at > cohort.at[:, None]).any(axis=1))
     axes = {
@@ -173,27 +174,45 @@ def _incentives(program: Program, cohort: Cohort, *, shared: Shared, day: Floats
     n, incentives = len(cohort), program.incentives
     blocks = _Blocks(np.zeros((n, len(incentives)), dtype=np.uint8))
     blocks.add("stage", ~program.incentive_stages[cohort.stage])
-    blocks.add("momentum", cohort.momentum[:, None] < program.min_momentum)
+    if program.min_momentum.any():
+        blocks.add("momentum", cohort.momentum[:, None] < program.min_momentum)
     if len(program.upper_rungs):
         blocks.add("ladder", _too_high(program, cohort))
     if program.has_comebacks:
         blocks.add("comeback", _not_away(program, cohort))
-    blocks.add("segment", _segments(program, cohort, [i.barred_segments for i in incentives]))
-    blocks.add("retired", np.broadcast_to([i.retired for i in incentives], blocks.codes.shape))
+    _bar(blocks, program, cohort, levels=incentives)
     complained = cohort.paused_until > cohort.at
-    blocks.add("complaint", complained[:, None] & np.array([i.promotional for i in incentives]))
-    blocks.add("budget", np.broadcast_to(program.minor_costs > shared.budget, blocks.codes.shape))
-    blocks.add("stock", np.broadcast_to(shared.stock < 1, blocks.codes.shape))
+    if complained.any():
+        blocks.add("complaint", complained[:, None] & np.array([i.promotional for i in incentives]))
+    for rule, out in (("budget", program.minor_costs > shared.budget), ("stock", shared.stock < 1)):
+        if out.any():
+            blocks.add(rule, out)
+    caps, is_scarce = program.guardrails.cap_per_week_by_kind, [i.scarce for i in incentives]
+    if not caps and not any(is_scarce):
+        return blocks
     week = (cohort.sent_day > day.min(axis=1, initial=np.inf)[:, None] - WEEK) & (cohort.sent_incentive >= 0)
-    scarce = np.array([i.scarce for i in incentives])
-    if scarce.any():
+    if any(is_scarce):
+        scarce = np.array(is_scarce)
         full = (week & scarce[cohort.sent_incentive]).sum(axis=1) >= program.guardrails.scarce_per_week
         blocks.add("scarcity", full[:, None] & scarce)
-    for kind, cap in program.guardrails.cap_per_week_by_kind.items():
+    for kind, cap in caps.items():
         of_kind = np.array([i.kind == kind for i in incentives])
         full = (week & of_kind[cohort.sent_incentive]).sum(axis=1) >= cap
         blocks.add("kind_cap", full[:, None] & of_kind)
     return blocks
+
+
+def _bar(blocks: _Blocks, program: Program, cohort: Cohort, *, levels: Sequence[Incentive] | Sequence[Tone]) -> None:
+    """Block what is barred from a segment that the customer is in, and what is retired."""
+    segments = [level.barred_segments for level in levels]
+    if any(segments):
+        blocks.add("segment", _segments(program, cohort, segments))
+    _retire(blocks, [level.retired for level in levels])
+
+
+def _retire(blocks: _Blocks, retired: Sequence[bool]) -> None:
+    if any(retired):
+        blocks.add("retired", np.array(retired))
 
 
 def _too_high(program: Program, cohort: Cohort) -> Bools:
@@ -219,15 +238,14 @@ def _not_away(program: Program, cohort: Cohort) -> Bools:
 def _tones(program: Program, cohort: Cohort) -> _Blocks:
     blocks = _Blocks(np.zeros((len(cohort), len(program.tones)), dtype=np.uint8))
     blocks.add("stage", ~program.tone_stages[cohort.stage])
-    blocks.add("segment", _segments(program, cohort, [t.barred_segments for t in program.tones]))
-    blocks.add("retired", np.broadcast_to([t.retired for t in program.tones], blocks.codes.shape))
+    _bar(blocks, program, cohort, levels=program.tones)
     return blocks
 
 
 def _timings(program: Program, cohort: Cohort, *, deliver_at: Floats, locally: Floats, day: Floats) -> _Blocks:
     rules = program.guardrails
     blocks = _Blocks(np.zeros(deliver_at.shape, dtype=np.uint8))
-    blocks.add("retired", np.broadcast_to([t.retired for t in program.timings], blocks.codes.shape))
+    _retire(blocks, [t.retired for t in program.timings])
     minute = locally % DAY / 60.0
     blocks.add("quiet_hours", _within(minute, rules.quiet_from, rules.quiet_until))
     apart = day[:, :, None] - cohort.sent_day[:, None, :]  # (n, timings, w)

@@ -1,12 +1,13 @@
 """What is known of a customer once outcomes came late, were corrected or taken back? As if each had come right at once.
 
-A `Ledger` keeps the outcomes of the last eight days of a customer as they finally are, a hundred at most, and the
-customer before them. In whatever order the revisions of these are delivered, stage, momentum, streaks, counts, pauses and
+A `Ledger` keeps the outcomes of the last eight days of a customer as they finally are, 64 at most, and the customer
+before them. In whatever order the revisions of these are delivered, stage, momentum, streaks, counts, pauses and
 hours are those after the last revisions in order of time. What is older has become part of the customer for good: a
 correction of it is learned at the next training. Consent is taken as it comes, but an agreement that is older than a
 refusal changes nothing; a refusal that was reported by mistake is put right by the profile or a newer agreement.
 """
 
+import math
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from optimizer.events import Outcome
 from optimizer.journey import MEMORY, follow
 from optimizer.program import Program
 
-ENTRIES = 100
+ENTRIES = 64
 """How many outcomes of a customer can be corrected at most."""
 
 _KEPT = ("customer_id", "consent", "time_zone", "attributes", "sent", "nudges", "trigger", "asked_at", "days")
@@ -37,9 +38,9 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     revoked: bool = False
 
     @property
-    def place(self) -> tuple[float, bytes]:
-        """What entries are in order of."""
-        return self.at, self.id
+    def place(self) -> tuple[float, str, float]:
+        """What entries are in order of: two at the same place do the same, whichever comes first."""
+        return self.at, self.event, -math.inf if self.value is None else self.value
 
 
 class Ledger(msgspec.Struct, frozen=True, array_like=True):
@@ -73,16 +74,17 @@ def hear(program: Program, customer: Customer, ledger: Ledger, *, outcome: Outco
     if (first and entry.revoked and not outcome.revoked) or (not first and len(rest) == len(ledger.entries)):
         return Heard(customer, ledger)  # it moves nobody; or it became part of the customer for good
     base = ledger.base or _before(customer)
-    in_order = not rest or entry.place > rest[-1].place
+    in_order = not rest or entry.place >= rest[-1].place
     entries = (*rest, entry) if in_order else tuple(sorted((*rest, entry), key=lambda e: e.place))
     if first and entry.revoked:
         after = customer
     elif first and in_order:
         after = _followed(program, customer, ledger, entry)
     else:
-        after = _again(program, customer, Ledger(base, entries), news=entry if first else None)
+        news = _followed(program, customer, ledger, entry) if first else customer
+        after = _again(program, base, entries=entries, as_heard=news)
     after = after if first else replace(after, trigger=_still(after.trigger, ledger, entry))
-    return Heard(after, _shortened(program, Ledger(base, entries)))
+    return Heard(after, _shortened(program, base, entries=entries))
 
 
 def _entry(program: Program, outcome: Outcome) -> Entry:
@@ -106,15 +108,17 @@ def _followed(program: Program, customer: Customer, ledger: Ledger, entry: Entry
     return replace(after, consent=False) if entry.event == "opt_in" and refused else after
 
 
-def _again(program: Program, customer: Customer, ledger: Ledger, *, news: Entry | None) -> Customer:
-    """Return the customer after the entries that stand, in order of time, and after late news if there is some."""
-    assert ledger.base is not None
-    heard = customer if news is None else _followed(program, customer, ledger, news)
-    after = replace(ledger.base, time_zone=customer.time_zone)
-    for e in ledger.entries:
+def _again(program: Program, base: Customer, *, entries: tuple[Entry, ...], as_heard: Customer) -> Customer:
+    """Return the customer after the entries that stand, in order of time; the rest of it is as it was heard."""
+    after = _after(program, replace(base, time_zone=as_heard.time_zone), entries=entries)
+    return replace(after, **{name: getattr(as_heard, name) for name in _KEPT})
+
+
+def _after(program: Program, customer: Customer, *, entries: tuple[Entry, ...]) -> Customer:
+    for e in entries:
         if not e.revoked and program.knows(e.event):
-            after = follow(program, after, e.event, at=e.at, value=e.value)
-    return replace(after, **{name: getattr(heard, name) for name in _KEPT})
+            customer = follow(program, customer, e.event, at=e.at, value=e.value)
+    return customer
 
 
 def _still(trigger: Trigger | None, ledger: Ledger, entry: Entry) -> Trigger | None:
@@ -124,14 +128,10 @@ def _still(trigger: Trigger | None, ledger: Ledger, entry: Entry) -> Trigger | N
     return None if asked and (entry.revoked, entry.event, entry.at) != (False, was.event, was.at) else trigger
 
 
-def _shortened(program: Program, ledger: Ledger) -> Ledger:
+def _shortened(program: Program, base: Customer, *, entries: tuple[Entry, ...]) -> Ledger:
     """Return a ledger without what is too old to be corrected, which becomes part of the customer before it."""
-    base, entries = ledger.base, ledger.entries
-    assert base is not None
-    horizon, n = entries[-1].at - MEMORY, len(entries)
-    gone = sum(e.at < horizon for e in entries)
-    gone = max(gone, n - ENTRIES)
-    for e in entries[:gone]:
-        if not e.revoked and program.knows(e.event):
-            base = follow(program, base, e.event, at=e.at, value=e.value)
-    return Ledger(_before(base), entries[gone:]) if gone else ledger
+    horizon = entries[-1].at - MEMORY
+    gone = max(sum(e.at < horizon for e in entries), len(entries) - ENTRIES)
+    if not gone:
+        return Ledger(base, entries)
+    return Ledger(_before(_after(program, base, entries=entries[:gone])), entries[gone:])

@@ -148,17 +148,16 @@ def _away(program: Program, customer: Customer, *, since: float) -> list[float]:
     if not program.has_comebacks:
         lapse = program.stages[program.stage_index.get(customer.stage, 0)].lapses_after
         return [] if lapse is None else [since + lapse]
-    times = [since + after for after in sorted({float(x) for x in program.comebacks.tolist() if np.isfinite(x)})]
-    return [at for at in times if _may_come_back(program, customer, at=at)][:1]
+    waits = sorted({float(x) for x in program.comebacks.tolist() if np.isfinite(x)})
+    return [since + wait for wait in waits if _may_come_back(program, customer, at=since + wait, away=wait)][:1]
 
 
-def _may_come_back(program: Program, customer: Customer, *, at: float) -> bool:
+def _may_come_back(program: Program, customer: Customer, *, at: float, away: float) -> bool:
     """Whether a comeback is open to a customer where the customer will be by then."""
-    assert customer.last_step_at is not None
     stage = program.stage_index[settle(program, customer, at=at).stage]
-    ready = np.array([x <= at - (customer.last_step_at or 0.0) and not i.retired
-                      for x, i in zip(program.comebacks, program.incentives, strict=True)])  # fmt: skip
-    return bool((ready & np.isfinite(program.comebacks) & program.incentive_stages[stage]).any())
+    offered = np.array([not i.retired for i in program.incentives])
+    ready = np.isfinite(program.comebacks) & (program.comebacks <= away)
+    return bool((offered & ready & program.incentive_stages[stage]).any())
 
 
 def _pause(event: Event, *, at: float, value: float | None) -> float:

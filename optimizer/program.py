@@ -283,9 +283,9 @@ class Experiment(_Struct, frozen=True):
 class Fairness(_Struct, frozen=True):
     """What counts as fair, for `nudge report` and for the gate of `nudge promote`.
 
-    `protect` names attributes that must not decide who is nudged: a group of theirs that is left out stops a policy. Harm
-    to a group of any attribute does. Where too little is known to judge, that is said, and stops a policy only with
-    `must_be_known`.
+    `protect` names attributes that must not decide who is nudged: a group of theirs that is left out stops a policy.
+    Harm to a group of any attribute does. Where too little is known to judge, that is said, and stops a policy only
+    with `must_be_known`.
     """
 
     protect: tuple[str, ...] = ()

@@ -61,6 +61,7 @@ class Call:
         first = (records.events_key(shard), *(records.shared_key(shard, kind, program) for kind in kinds))
         self.shard, self.program = shard, program
         self.positions = {key: i for i, key in enumerate(first, 1)}
+        self._resources: dict[Resource, tuple[int, int]] = {}
         self.rows: list[Row] = []
         self.contents: list[str | bytes | int | float] = [b"", KEEP, REMEMBERED]
 
@@ -70,8 +71,11 @@ class Call:
 
     def resource(self, resource: Resource) -> tuple[int, int]:
         """Return the position of a resource's key, and the seconds to keep it; 0 for ever."""
-        name = records.shared_key(self.shard, resource.kind, self.program, resource.name)
-        return self.key(name), _GARBAGE if resource.kind == "budget" else 0
+        known = self._resources.get(resource)
+        if known is None:
+            name = records.shared_key(self.shard, resource.kind, self.program, resource.name)
+            known = self._resources[resource] = (self.key(name), _GARBAGE if resource.kind == "budget" else 0)
+        return known
 
     def customer(self, customer_id: str) -> int:
         """Return the position of a customer's key."""

@@ -7,7 +7,7 @@ local rows = cmsgpack.unpack(ARGV[1])
 local keep, remembered = ARGV[2], tonumber(ARGV[3])
 local now = redis.call('TIME')[1]
 local control
-local used = {}
+local used, changed = {}, {} -- what is used of each resource, and for how many seconds to keep what has changed
 
 local function in_use(key)
   if not used[key] then
@@ -20,9 +20,15 @@ local function use(key, seconds, amount)
   if amount == 0 then return end
   local now = in_use(key) + amount
   if now < 0 then now = 0 end
-  redis.call('SET', KEYS[key], string.format('%.0f', now))
-  if seconds > 0 then redis.call('EXPIRE', KEYS[key], seconds) end
-  used[key] = now
+  used[key], changed[key] = now, seconds
+end
+
+local function keep_used()
+  for key, seconds in pairs(changed) do
+    local amount = string.format('%.0f', used[key])
+    if seconds > 0 then redis.call('SET', KEYS[key], amount, 'EX', seconds)
+    else redis.call('SET', KEYS[key], amount) end
+  end
 end
 
 local function verdict(row)
@@ -82,8 +88,12 @@ local function write(row)
 end
 
 local verdicts = {}
-for i, row in ipairs(rows) do
-  verdicts[i] = verdict(row)
-  if verdicts[i] == 1 then write(row) end
-end
+local done, failure = pcall(function()
+  for i, row in ipairs(rows) do
+    verdicts[i] = verdict(row)
+    if verdicts[i] == 1 then write(row) end
+  end
+end)
+keep_used() -- once for all rows, and whatever has failed: what is written is paid for
+if not done then error(failure) end
 return verdicts

@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from prometheus_client import Counter
@@ -405,7 +406,8 @@ class Decider:
             tally[metrics.decisions, made.arm, "nudge" if made.action else "hold"] += 1
             if row.rendered.hold_reason is not None:
                 tally[metrics.holds, row.rendered.hold_reason] += 1
-            tally.update([(metrics.blocks, rule) for rule in made.blocked.values()])
+        for rule, times in Tally(chain.from_iterable([d.blocked.values() for d in decisions])).items():
+            tally[metrics.blocks, rule] += times
         for labels, times in tally.items():
             self._counter(*labels).inc(times)
         metrics.sample(self.program.name, ((d.arm, d.probabilities) for d in decisions))

@@ -269,7 +269,7 @@ def evaluate(
 def _fair(
     program: Program, log: dataset.Dataset, verdict: Verdict, targets: Sequence[Target]
 ) -> tuple[Verdict, fairness.Fairness | None]:
-    """Return the verdict once the challenger has been judged for fairness, as the program declares it, and the gate's."""
+    """Return the verdict once the challenger was judged for fairness, as the program declares it, and the gate's."""
     challenger = next((t for t in targets if t.name == verdict.challenger), None)
     if challenger is None or not len(log):
         return verdict, None

@@ -55,11 +55,11 @@ def shard_of(customer_id: str, shards: int) -> int:
     >>> shard_of("c-42", 1), shard_of("c-42", 256)
     (0, 53)
     """
-    return crc32(customer_id.encode()) % shards
+    return crc32(customer_id.encode()) % shards if shards > 1 else 0
 
 
 def customer_key(shard: int, customer_id: str) -> str:
-    """Return the key of a customer's hash: `rev`, `seen`, `profile`, and for each program `journey:`, `released:`, `heard:`."""
+    """Return the key of a customer's hash: `rev`, `seen`, `profile`; by program `journey:`, `released:`, `heard:`."""
     return f"{{{shard}}}:customer:{customer_id}"
 
 

@@ -123,17 +123,14 @@ def _chances(program: Program, vectors: Floats32) -> list[_Likely]:
     """Return the most likely actions of each row (n, k), most likely first."""
     shown, names = min(SHOWN, vectors.shape[1]), program.space.names
     top = np.argpartition(vectors, vectors.shape[1] - shown, axis=1)[:, -shown:]
-    chances = vectors[np.arange(len(vectors))[:, None], top].astype(np.float64).round(6).tolist()
-    possible = np.count_nonzero(vectors, axis=1).tolist()
+    chances = np.take_along_axis(vectors, top, axis=1).astype(np.float64).round(6)
+    order = np.lexsort((top, -chances))  # most likely first, then in the order of the actions
+    top, chances = np.take_along_axis(top, order, axis=1), np.take_along_axis(chances, order, axis=1)
     likely = []
-    for actions, row, n in zip(top.tolist(), chances, possible, strict=True):
-        ordered = sorted(zip(row, actions, strict=True), key=_most_likely_first)[:n]
-        likely.append(_Likely({names[a]: p for p, a in ordered}, others=n - len(ordered)))
+    for actions, row, n in zip(top.tolist(), chances.tolist(), np.count_nonzero(vectors, axis=1).tolist(), strict=True):
+        named = dict(zip([names[a] for a in actions[:n]], row[:n], strict=True))
+        likely.append(_Likely(named, others=n - len(named)))
     return likely
-
-
-def _most_likely_first(chance: tuple[float, int]) -> tuple[float, int]:
-    return -chance[0], chance[1]
 
 
 def _decision(program: Program, customer: Customer, made: Decision, *, propensity: float, likely: _Likely) -> Rendered:
@@ -169,14 +166,14 @@ def _decision(program: Program, customer: Customer, made: Decision, *, propensit
 
 
 def _nudge(program: Program, customer: Customer, made: Decision, *, steps: Steps | None, zone: str) -> dict[str, Any]:
-    parts = program.space.nudge(made.action)
-    if parts is None or made.deliver_at is None:
+    if not made.action or made.deliver_at is None:
         return {}
-    reached, message = steps or _last_reached(program, customer), program.messages[parts.incentive][parts.tone]
+    action = Action(*made.action_name.split("/"))  # names have no slash
+    reached, message = steps or _last_reached(program, customer), program.messages[action.incentive][action.tone]
     if reached is None:
         message = because.without_progress(message, program.incentives[program.space.levels[made.action, 0]])
     return {
-        "action": Action(*parts),
+        "action": action,
         "deliver_at": local_time(made.deliver_at, zone),
         "expires_at": local_time(made.deliver_at + program.guardrails.expires_after, zone),
         "message": filled(message, reached),

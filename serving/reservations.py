@@ -100,16 +100,11 @@ def claims(program: Program, decision: Decision, *, shard: int = 0, shards: int 
     The budget must still pay for the dearest incentive that was allowed, and still not for the cheapest that the
     budget blocked; a stock that allowed an incentive must still have one, an empty one must still be empty.
     """
-    levels, blocked = _levels(program.space.incentives), decision.blocked
+    blocked = decision.blocked
     if program.guardrails.budget:
         limit = part(program.guardrails.budget.minor_amount, shard=shard, shards=shards)
-        low, high = 0, UNLIMITED
-        for cost, level in zip(program.minor_costs.tolist(), levels, strict=True):
-            rule = blocked.get(level)
-            if rule is None:
-                low = max(low, cost)
-            elif rule == "budget":
-                high = min(high, cost)
+        rules = tuple(map(blocked.get, _levels(program.space.incentives)))
+        low, high = _paid(tuple(program.minor_costs.tolist()), rules)
         yield Claim(budget_resource(period(program, decision.at)), limit, low, high, decision.cost)
     if not (counted := stocked(program)):
         return
@@ -120,6 +115,14 @@ def claims(program: Program, decision: Decision, *, shard: int = 0, shards: int 
             limit = part(stock, shard=shard, shards=shards)
             low, high = (1, UNLIMITED) if rule is None else (-UNLIMITED, 1)
             yield Claim(stock_resource(name), limit, low, high, int(name == taken))
+
+
+@lru_cache(maxsize=4096)
+def _paid(costs: tuple[int, ...], rules: tuple[str | None, ...]) -> tuple[int, int]:
+    """Return what the budget must still pay for, and what no more, given the rule that blocks each incentive."""
+    low = max([cost for cost, rule in zip(costs, rules, strict=True) if rule is None], default=0)
+    high = min([cost for cost, rule in zip(costs, rules, strict=True) if rule == "budget"], default=UNLIMITED)
+    return max(low, 0), min(high, UNLIMITED)
 
 
 @lru_cache(maxsize=64)
@@ -178,7 +181,9 @@ def released(program: Program, place: Place, decision_id: str) -> Effect:
         return Effect(place)
     remembered = tuple(s for s in place.released if s.deliver_at >= sent.deliver_at - MEMORY)
     customer = release(program, place.customer, decision_id)
-    return Effect(place._replace(customer=customer, released=(*remembered, sent)), tuple(_moves(program, sent, sign=-1)))
+    return Effect(
+        place._replace(customer=customer, released=(*remembered, sent)), tuple(_moves(program, sent, sign=-1))
+    )
 
 
 def expired(program: Program, place: Place, decision_id: str) -> Effect:

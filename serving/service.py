@@ -122,7 +122,8 @@ class Service:
         sending: list[Callable[[], Awaitable[None]]] = [partial(self._send, t) for t in self.settings.targets]
         for decider in self.deciders.values():
             self.start(reloading.task_of(decider.program), decider.run)
-        for work in (self._follow, self._sweep, self._look, self._pace, self._watch, self._press, self._expire, *sending):
+        looking = (self._look, self._pace, self._watch, self._press)
+        for work in (self._follow, self._sweep, *looking, self._expire, *sending):
             self.start(getattr(work, "__name__", f"send {len(self._tasks)}"), work)
 
     async def close(self) -> None:
@@ -537,7 +538,8 @@ class Service:
             faults = await store.durability()
             log_kept = Part(ok=not faults, detail="; ".join(faults))
             webhooks = await vitals.webhooks(store, self.metrics, [t.name for t in self.settings.targets])
-            return {**webhooks, "log": log_kept, "archive": await self.vitals.log(store), "follower": await vitals.follower(store)}
+            archive, follower = await self.vitals.log(store), await vitals.follower(store)
+            return {**webhooks, "log": log_kept, "archive": archive, "follower": follower}
         except StoreError as error:
             return {"log": Part(ok=False, detail=str(error))}
 

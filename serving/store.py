@@ -729,13 +729,18 @@ def _losses(info: Mapping[str, str]) -> list[str]:
 def _parts(shards: Sequence[int], *, most: int) -> list[tuple[int, list[int]]]:
     """Divide rows, in order, into parts of one shard and at most so many rows: (shard, positions)."""
     by_shard: dict[int, list[int]] = defaultdict(list)
-    for i, shard in enumerate(shards):
-        by_shard[shard].append(i)
+    if shards and shards.count(shards[0]) == len(shards):
+        by_shard[shards[0]] = list(range(len(shards)))
+    else:
+        for i, shard in enumerate(shards):
+            by_shard[shard].append(i)
     return [(shard, rows[i : i + most]) for shard, rows in by_shard.items() for i in range(0, len(rows), most)]
 
 
 def _in_order(parts: Sequence[tuple[int, Sequence[int]]], found: Iterable[Iterable[Some]]) -> list[Some]:
     """Put what was found part by part back into the order of the rows."""
+    if len(parts) == 1:
+        return [one for some in found for one in some]
     by_row = {i: one for (_, rows), some in zip(parts, found, strict=True) for i, one in zip(rows, some, strict=True)}
     return [by_row[i] for i in range(len(by_row))]
 

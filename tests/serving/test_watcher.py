@@ -25,7 +25,14 @@ from tests.contracts.steps import OPEN, decide, outcome
 from tests.small_program import NOON, TOML
 
 COMEBACK = ('kind = "monetary"\n', 'kind = "monetary"\ncomeback_after = "5d"\n')
-YEAR = '[[milestones]]\nname = "month"\ntitle = "A month"\nreward = "cake"\nafter = "30d"\nrequests_decision = true\n\n[[rules]]'
+YEAR = """[[milestones]]
+name = "month"
+title = "A month"
+reward = "cake"
+after = "30d"
+requests_decision = true
+
+[[rules]]"""
 PROGRAM = Program.parse(TOML.replace(*COMEBACK) + OPEN, source="small.toml")
 NIGHTS = replace(PROGRAM.guardrails, quiet_from=type(PROGRAM.guardrails.quiet_from)(18 * 60),
                  quiet_until=type(PROGRAM.guardrails.quiet_from)(10 * 60))  # fmt: skip
@@ -186,14 +193,15 @@ async def test_whoever_is_killed_in_between_each_is_asked_about_once(store: Stor
     await active(store, *(f"c{i}" for i in range(200)))
     script = textwrap.dedent(KILLED)
     root = Path(__file__).parents[2]
-    child = subprocess.Popen([sys.executable, "-c", script, server.url], stdout=subprocess.PIPE, cwd=root)
+    child = subprocess.Popen(  # noqa: ASYNC220  (a moment, in a test)
+        [sys.executable, "-c", script, server.url], stdout=subprocess.PIPE, cwd=root)
     assert child.stdout is not None
     await asyncio.to_thread(child.stdout.readline)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     child.stdout.close()
     before = len(await asked(store))
-    assert 64 <= before
+    assert before >= 64
     await store.command("DEL", records.global_key("watcher", PROGRAM.name))  # as ten seconds do
     assert await look(store, NOON + 5 * DAY) == 200 - before
     names = [m["data"]["customer_id"] for m in await asked(store)]
