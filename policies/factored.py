@@ -5,10 +5,13 @@ which is 0 for hold and otherwise
 
     tau(x, a) = x . (w_nudge + w_incentive + w_tone + w_timing) + c_incentive,tone + c_incentive,timing + c_tone,timing
 
-so a round teaches every action that shares a level with the one drawn. Effects are action-centred (Greenewald et al.
-2017): `r - m(x)`, with `m(x)` cross-fitted over folds of customers, is regressed on the features of the action drawn
-less their mean under the logged probabilities. No baseline, however wrong, correlates with those. All of it is found
-from sums over rounds, so shards add up exactly, whatever their number.
+so a round teaches every action that shares a level with the one drawn. The baseline `m(x)` is linear in the context and
+in the squares of its numbers. Two regressions are kept. In one, effects are action-centred (Greenewald et al. 2017):
+`r - m(x)`, with `m(x)` cross-fitted over folds of customers, is regressed on the features of the action drawn less
+their mean under the logged probabilities; no baseline, however wrong, correlates with those. In the other, reward is
+regressed on context and features jointly, which learns from differences between customers too, and more the surer the
+policy is, but only if the baseline is right. `posterior` trusts the second as far as it agrees with the first. All of
+it is found from sums over rounds, so shards add up exactly, whatever their number.
 """
 
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ import numpy as np
 from optimizer.actions import ActionSpace, Floats, Ints
 from optimizer.policy import Rounds
 from policies.inputs import check_rounds
-from policies.layout import Layout, layout
+from policies.layout import BIAS, Layout, layout
 from policies.threads import one_thread
 
 FOLDS = 5
@@ -30,8 +33,8 @@ _BLOCK = 2048
 class Statistics:
     """All that the model keeps of the rounds: sums over them, per fold of customers where the baseline needs it.
 
-    With features `z` of an action (p,), centred, and context `x` (d,); weights halve every `half_life` seconds
-    before `as_of`.
+    With features `u` of an action (p,), `z` the same but centred, context `x` (d,), and `y` (b,) the context and its
+    squares; weights halve every `half_life` seconds before `as_of`.
 
     Args:
         layout: the names of z and x.
@@ -39,7 +42,8 @@ class Statistics:
         as_of: the time of the latest round; -inf without one.
         fingerprint: sum of a hash of each round, modulo 2**64: the same however the rounds were sharded.
         zz: (p, p) sum of z z'. seen: (d,) weight of the rounds in which a column is not 0.
-        zx: (folds, p, d) of z x'. zr: (folds, p) of z r. xx: (folds, d, d). xr: (folds, d). rr, n: (folds,).
+        zy: (folds, p, b) of z y'. zr: (folds, p) of z r. yy: (folds, b, b). yr: (folds, b). rr, n: (folds,).
+        uu: (p, p) of u u'. uy: (p, b). ur: (p,).
     """
 
     layout: Layout
@@ -48,24 +52,25 @@ class Statistics:
     fingerprint: int
     zz: Floats
     seen: Floats
-    zx: Floats
+    zy: Floats
     zr: Floats
-    xx: Floats
-    xr: Floats
+    yy: Floats
+    yr: Floats
     rr: Floats
     n: Floats
+    uu: Floats
+    uy: Floats
+    ur: Floats
 
     @classmethod
     def empty(cls, layout: Layout, *, half_life: float | None = None) -> "Statistics":
         """Return the sums over no rounds."""
-        p, d = len(layout.parameters), len(layout.columns)
-        shapes = ((p, p), (d,), (FOLDS, p, d), (FOLDS, p), (FOLDS, d, d), (FOLDS, d), (FOLDS,), (FOLDS,))
-        return cls(layout, half_life, -np.inf, 0, *(np.zeros(shape) for shape in shapes))
+        return cls(layout, half_life, -np.inf, 0, **{name: np.zeros(shape) for name, shape in shapes(layout).items()})
 
     @property
     def sums(self) -> dict[str, Floats]:
         """The arrays, by name."""
-        return {name: getattr(self, name) for name in ("zz", "seen", "zx", "zr", "xx", "xr", "rr", "n")}
+        return {name: getattr(self, name) for name in shapes(self.layout)}
 
     def __add__(self, other: "Statistics") -> "Statistics":
         """Return the sums over both: aligned by name, the older ones forgotten to the later time."""
@@ -91,10 +96,24 @@ class Statistics:
         z = joint.positions(self.layout) if joint != self.layout else None
         if z is None:
             return {name: faded * array for name, array in self.sums.items()}
-        index = {name: i for i, name in enumerate(self.layout.columns)}
-        x = np.array([index.get(name, -1) for name in joint.columns])
-        axes = {"zz": (z, z), "seen": (x,), "zx": (None, z, x), "zr": (None, z), "xx": (None, x, x), "xr": (None, x)}
+        x = _places(joint.columns, self.layout.columns)
+        y = _places(joint.baseline, self.layout.baseline)
+        axes = {"zz": (z, z), "seen": (x,), "zy": (None, z, y), "zr": (None, z), "yy": (None, y, y), "yr": (None, y)}
+        axes |= {"uu": (z, z), "uy": (z, y), "ur": (z,)}
         return {name: faded * _spread(array, axes.get(name, ())) for name, array in self.sums.items()}
+
+
+def shapes(named: Layout) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each sum, by name."""
+    p, d, b = len(named.parameters), len(named.columns), len(named.baseline)
+    by_fold = {"zy": (FOLDS, p, b), "zr": (FOLDS, p), "yy": (FOLDS, b, b), "yr": (FOLDS, b), "rr": (FOLDS,)}
+    return {"zz": (p, p), "seen": (d,), **by_fold, "n": (FOLDS,), "uu": (p, p), "uy": (p, b), "ur": (p,)}
+
+
+def _places(names: tuple[str, ...], among: tuple[str, ...]) -> Ints:
+    """Return where each name is among others; -1 where it is not."""
+    index = {name: i for i, name in enumerate(among)}
+    return np.array([index.get(name, -1) for name in names], dtype=np.intp)
 
 
 def _spread(array: Floats, axes: tuple[Ints | None, ...]) -> Floats:
@@ -135,19 +154,24 @@ class _Sums:
     """Adds up blocks of rounds.
 
     The products of main effects `x (x) g` are formed from the distinct products of `x` with itself and of `g` with
-    itself: a third of the multiplications, and two small factors to form.
+    itself: a third of the multiplications, and two small factors to form. What is not centred is summed up by action.
     """
 
     def __init__(self, named: Layout) -> None:
         self.layout = named
-        d, levels, q = len(named.columns), len(named.levels), named.pair_features.shape[1]
+        d, levels, q, b = len(named.columns), len(named.levels), named.pair_features.shape[1], len(named.baseline)
+        self.by_action = np.zeros((named.space.k, d, b))
+        self.r_by_action = np.zeros((named.space.k, d))
         self.features = np.concatenate([named.level_features, named.pair_features], axis=1)
         self.xx_gg = np.zeros((d * (d + 1) // 2, levels * (levels + 1) // 2))
-        self.xx_g = np.zeros((FOLDS, d * (d + 1) // 2, 1 + levels))
+        self.xx_g = np.zeros((FOLDS, d * (d + 1) // 2, levels))
+        self.xs_g = np.zeros((FOLDS, d * (b - d), levels))
         self.z_h = np.zeros((levels * d, q))
         self.hh = np.zeros((q, q))
-        self.x_h = np.zeros((FOLDS, d, q))
-        self.x_rg = np.zeros((FOLDS, d, 1 + levels))
+        self.y_h = np.zeros((FOLDS, b, q))
+        self.x_rg = np.zeros((FOLDS, d, levels))
+        self.yy = np.zeros((FOLDS, b, b))
+        self.yr = np.zeros((FOLDS, b))
         self.rh = np.zeros((FOLDS, q))
         self.rr = np.zeros(FOLDS)
         self.n = np.zeros(FOLDS)
@@ -165,21 +189,57 @@ class _Sums:
         self.z_h += (g[:, None, :] * x).reshape(-1, len(rows)) @ weighted_h.T
         self.hh += h @ weighted_h.T
         self.seen += (x != 0) @ weights
-        self._add_by_fold(x, xx=xx, g=g, weighted_h=weighted_h, r=rounds.rewards[rows], weights=weights, folds=folds)
+        r, y = rounds.rewards[rows], self.layout.widened(x)
+        self._add_by_fold(y, xx=xx, g=g, weighted_h=weighted_h, r=r, weights=weights, folds=folds)
+        self._add_by_action(y * weights, y=y, r=r, actions=rounds.actions[rows])
 
     def _add_by_fold(
-        self, x: Floats, *, xx: Floats, g: Floats, weighted_h: Floats, r: Floats, weights: Floats, folds: Ints
+        self, y: Floats, *, xx: Floats, g: Floats, weighted_h: Floats, r: Floats, weights: Floats, folds: Ints
     ) -> None:
-        one_g = weights * np.concatenate([np.ones((1, len(r))), g])
+        d = len(self.layout.columns)
+        xs = (y[:d, None] * y[None, d:]).reshape(-1, len(r))
+        weighted_g = weights * g
         edges = np.searchsorted(folds, np.arange(FOLDS + 1))
         for fold in range(FOLDS):
             at = slice(edges[fold], edges[fold + 1])
-            self.xx_g[fold] += xx[:, at] @ one_g[:, at].T
-            self.x_h[fold] += x[:, at] @ weighted_h[:, at].T
-            self.x_rg[fold] += x[:, at] @ (r[at] * one_g[:, at]).T
+            weighted_y = weights[at] * y[:, at]
+            self.xx_g[fold] += xx[:, at] @ weighted_g[:, at].T
+            self.xs_g[fold] += xs[:, at] @ weighted_g[:, at].T
+            self.y_h[fold] += y[:, at] @ weighted_h[:, at].T
+            self.x_rg[fold] += y[:d, at] @ (r[at] * weighted_g[:, at]).T
+            self.yy[fold] += y[:, at] @ weighted_y.T
+            self.yr[fold] += weighted_y @ r[at]
             self.rh[fold] += weighted_h[:, at] @ r[at]
             self.rr[fold] += r[at] @ (weights[at] * r[at])
             self.n[fold] += weights[at].sum()
+
+    def _add_by_action(self, weighted: Floats, *, y: Floats, r: Floats, actions: Ints) -> None:
+        order = np.argsort(actions, kind="stable")
+        x, y, r = weighted[: len(self.layout.columns), order], y[:, order].T.copy(), r[order]
+        drawn, starts = np.unique(actions[order], return_index=True)
+        for action, start, end in zip(drawn.tolist(), starts.tolist(), [*starts[1:].tolist(), len(r)], strict=True):
+            self.by_action[action] += x[:, start:end] @ y[start:end]
+            self.r_by_action[action] += x[:, start:end] @ r[start:end]
+
+    def _uncentred(self) -> dict[str, Floats]:
+        """Return the sums that are not centred, from those by action."""
+        d, levels, main = len(self.layout.columns), len(self.layout.levels), self.layout.mains
+        f, h, b = self.layout.level_features, self.layout.pair_features, len(self.layout.baseline)
+        bias = self.layout.columns.index(BIAS)
+        k = len(f)
+        ff = (f[:, :, None] * f[:, None, :]).reshape(k, -1)
+        by_pair = (ff.T @ self.by_action[:, :, :d].reshape(k, -1)).reshape(levels, levels, d, d)
+        fh = (f[:, :, None] * h[:, None, :]).reshape(k, -1).T @ self.by_action[:, :, bias]  # (l q, d)
+        u_h = fh.reshape(levels, -1, d).transpose(0, 2, 1).reshape(main, -1)
+        uu = np.empty((len(self.layout.parameters),) * 2)
+        uu[:main, :main] = by_pair.transpose(0, 2, 1, 3).reshape(main, main)
+        uu[:main, main:], uu[main:, :main] = u_h, u_h.T
+        uu[main:, main:] = h.T @ (self.by_action[:, bias, bias, None] * h)
+        uy = np.concatenate(
+            [(f.T @ self.by_action.reshape(k, -1)).reshape(main, b), h.T @ self.by_action[:, bias]], axis=0
+        )
+        ur = np.concatenate([(f.T @ self.r_by_action).ravel(), h.T @ self.r_by_action[:, bias]])
+        return {"uu": uu, "uy": uy, "ur": ur}
 
     def expanded(self) -> dict[str, Floats]:
         """Return the sums as `Statistics` has them."""
@@ -190,11 +250,12 @@ class _Sums:
         zz[:main, main:] = self.z_h
         zz[main:, :main] = self.z_h.T
         zz[main:, main:] = self.hh
-        by_level = self.xx_g[:, x_at].transpose(0, 3, 1, 2)  # (folds, 1 + l, d, d)
-        zx = np.concatenate([by_level[:, 1:].reshape(FOLDS, main, d), self.x_h.transpose(0, 2, 1)], axis=1)
-        zr = np.concatenate([self.x_rg[:, :, 1:].transpose(0, 2, 1).reshape(FOLDS, main), self.rh], axis=1)
-        xx, xr = by_level[:, 0].copy(), self.x_rg[:, :, 0].copy()
-        return {"zz": zz, "seen": self.seen, "zx": zx, "zr": zr, "xx": xx, "xr": xr, "rr": self.rr, "n": self.n}
+        by_x = self.xx_g[:, x_at].transpose(0, 3, 1, 2).reshape(FOLDS, main, d)
+        by_square = self.xs_g.transpose(0, 2, 1).reshape(FOLDS, main, -1)
+        zy = np.concatenate([np.concatenate([by_x, by_square], axis=2), self.y_h.transpose(0, 2, 1)], axis=1)
+        zr = np.concatenate([self.x_rg.transpose(0, 2, 1).reshape(FOLDS, main), self.rh], axis=1)
+        by_fold = {"zy": zy, "zr": zr, "yy": self.yy, "yr": self.yr, "rr": self.rr, "n": self.n}
+        return {"zz": zz, "seen": self.seen, **by_fold, **self._uncentred()}
 
 
 def _products(rows: Floats) -> Floats:

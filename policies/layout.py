@@ -39,6 +39,17 @@ class Layout:
         return self.space.features
 
     @cached_property
+    def numbers(self) -> Ints:
+        """Which of the context's columns are numbers, not marks of a category: those whose squares are known too."""
+        marked = [name == BIAS or "=" in name for name in self.columns]
+        return np.flatnonzero(~np.array(marked, dtype=np.bool_))
+
+    @cached_property
+    def baseline(self) -> tuple[str, ...]:
+        """Names of what the baseline is linear in, shape (b,): the columns, and the squares of numbers."""
+        return (*self.columns, *(f"{self.columns[i]} squared" for i in self.numbers))
+
+    @cached_property
     def levels(self) -> tuple[str, ...]:
         """`nudge`, then the levels of each factor; shape (l,)."""
         named = [f"{f}={x}" for f, names in zip(FACTORS, self.space.factors, strict=True) for x in names]
@@ -91,6 +102,10 @@ class Layout:
         if contexts.shape[1] == len(self.columns):
             return contexts
         return np.concatenate([np.ones((len(contexts), 1)), contexts], axis=1)
+
+    def widened(self, x: Floats) -> Floats:
+        """Return columns x (d, n) and the squares of its numbers, shape (b, n): what the baseline is linear in."""
+        return np.concatenate([x, x[self.numbers] ** 2])
 
     def positions(self, other: "Layout") -> Ints:
         """Shape (p,): where each of our parameters is among the other's; -1 where it is not."""

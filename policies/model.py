@@ -9,13 +9,14 @@ import numpy as np
 
 from optimizer.actions import ActionSpace, Floats
 from policies import saved
-from policies.factored import FOLDS, Statistics
+from policies.factored import Statistics, shapes
 from policies.ladders import Ladders
 from policies.layout import GROUPS, Layout, layout
 from policies.posterior import EXPECTED, Posterior, Prior, Weights, effects, mean_for, weights
 from policies.saved import Array, Saved
 
-_SUMS = ("seen", "zx", "zr", "xx", "xr", "rr", "n")
+_SQUARE = ("zz", "uu")
+"""Sums that are symmetric, so that half of them is kept."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ class Model:
             "noise": self.noise,
             "freedom": self.freedom,
         }
-        arrays = {f"sum-{name}": getattr(s, name) for name in _SUMS}
-        arrays["sum-zz"] = s.zz[np.tril_indices(len(s.zz))]
+        arrays = {f"sum-{name}": a[np.tril_indices(len(a))] if name in _SQUARE else a for name, a in s.sums.items()}
         learned = {"scales": self.prior.scales, "column_scales": self.prior.column_scales, "mean": self.mean}
         return {"model": settings}, arrays | learned
 
@@ -118,19 +118,22 @@ def _layout(names: Mapping[str, list[str]]) -> Layout:
 
 def _statistics(packed: Saved, kept: Mapping[str, Any]) -> Statistics:
     named = _layout(kept["names"])
-    p, d = len(named.parameters), len(named.columns)
-    lower = packed.array("sum-zz", (p * (p + 1) // 2,))
-    zz = np.zeros((p, p))
-    zz[np.tril_indices(p)] = lower
-    zz = zz + np.tril(zz, -1).T
-    shapes = ((d,), (FOLDS, p, d), (FOLDS, p), (FOLDS, d, d), (FOLDS, d), (FOLDS,), (FOLDS,))
-    sums = {name: packed.array(f"sum-{name}", shape) for name, shape in zip(_SUMS, shapes, strict=True)}
+    sums = {
+        name: _symmetric(packed, name, shape[0]) if name in _SQUARE else packed.array(f"sum-{name}", shape)
+        for name, shape in shapes(named).items()
+    }
     half_life = kept["half_life"]
     return Statistics(
         named,
         None if half_life is None else float(half_life),
         -np.inf if kept["as_of"] is None else float(kept["as_of"]),
         int(kept["fingerprint"]),
-        zz=zz,
         **sums,
     )
+
+
+def _symmetric(packed: Saved, name: str, p: int) -> Floats:
+    whole = np.zeros((p, p))
+    whole[np.tril_indices(p)] = packed.array(f"sum-{name}", (p * (p + 1) // 2,))
+    both: Floats = whole + np.tril(whole, -1).T
+    return both

@@ -16,10 +16,14 @@ from policies.threads import one_thread
 EXPECTED = np.array([0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05])
 """Expected size of an effect by group of parameters, in standard deviations of the reward, before any data."""
 
-STRENGTH = 1.0
+STRENGTH = 0.25
 """How many parameters' worth of evidence `EXPECTED` is."""
 
-_MOST_STEPS = 50
+DOUBT = 0.01
+"""Odds, before any data, that the levels of reward mislead about one group of effects."""
+
+_MOST_STEPS, _CLOSE = 50, 1e-4
+_LARGEST_LOG = 500.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Posterior:
         freedom: how many parameters the data have determined.
         n: the weight of the rounds behind it.
         fingerprint: of those rounds.
+        trust: how far it was believed that differences between customers tell of effects, 0 to 1.
     """
 
     prior: Prior
@@ -65,6 +70,7 @@ class Posterior:
     freedom: float
     n: float
     fingerprint: int
+    trust: float
 
 
 class _Moments(NamedTuple):
@@ -80,7 +86,8 @@ def fit(statistics: Statistics) -> Posterior:
     """Return the posterior given the sums.
 
     Prior scales and noise are those of greatest marginal likelihood (MacKay 1992, eq. 4.10), under a weak prior that
-    keeps a group from vanishing while the data say little about it.
+    keeps a group from vanishing while the data say little about it. The regression on levels of reward counts by the
+    weight `trust`, the centred one by the rest: their sum is at most one round a round.
     """
     import scipy.linalg  # noqa: F401  (brings a BLAS of its own, which is limited only if it is there)
 
@@ -89,31 +96,81 @@ def fit(statistics: Statistics) -> Posterior:
 
 
 def _fit(s: Statistics) -> Posterior:
-    groups = s.layout.groups
-    column_scales = _column_scales(s)
+    column_scales, spread = _column_scales(s), _spread_of_reward(s)
     units = Prior(s.layout, np.empty(GROUPS), column_scales).units
-    moments = _left_by_baseline(s, column_scales=column_scales, units=units)
-    spread = _spread_of_reward(s)
-    variances, noise = (EXPECTED * spread) ** 2, spread**2
+    joint, centred = _levels(s, units=units), _left_by_baseline(s, units=units)
+    start = _Scales((EXPECTED * spread) ** 2, spread**2)
+    found = _scales(joint, start, groups=s.layout.groups, expected=start)
+    met = s.uu / np.multiply.outer(units, units)
+    trust = _trust(joint, centred, found, groups=s.layout.groups, met=met)
+    moments = _mixed(joint, centred, trust=trust)
+    found = _scales(moments, found, groups=s.layout.groups, expected=start)
+    mean, covariance = _solve(moments, variances=found.variances[s.layout.groups], noise=found.noise)
+    return Posterior(
+        prior=Prior(s.layout, np.sqrt(found.variances), column_scales),
+        mean=mean / units,
+        covariance=covariance / np.multiply.outer(units, units),
+        baseline=_baseline(s),
+        noise=float(np.sqrt(found.noise)),
+        freedom=float(_known(covariance, s.layout.groups, variances=found.variances).sum()),
+        n=moments.n,
+        fingerprint=s.fingerprint,
+        trust=trust,
+    )
+
+
+class _Scales(NamedTuple):
+    """Variances (groups,) of effects, and of the noise."""
+
+    variances: Floats
+    noise: float
+
+
+def _scales(moments: _Moments, start: _Scales, *, groups: Ints, expected: _Scales) -> _Scales:
+    """Return the scales of greatest marginal likelihood, from a start; those expected count as a little evidence."""
+    variances, noise = start
     for _ in range(_MOST_STEPS):
         mean, covariance = _solve(moments, variances=variances[groups], noise=noise)
         known = _known(covariance, groups, variances=variances)
         before = np.append(variances, noise)
-        squares = np.bincount(groups, mean**2, GROUPS)
-        variances = (STRENGTH * (EXPECTED * spread) ** 2 + squares) / (STRENGTH + known)
-        noise = _noise(moments, mean=mean, known=float(known.sum()), spread=spread)
-        if np.abs(np.log(np.append(variances, noise) / before)).max() < 1e-4:
+        variances = (STRENGTH * expected.variances + np.bincount(groups, mean**2, GROUPS)) / (STRENGTH + known)
+        noise = _noise(moments, mean=mean, known=float(known.sum()), expected=expected.noise)
+        if np.abs(np.log(np.append(variances, noise) / before)).max() < _CLOSE:
             break
-    mean, covariance = _solve(moments, variances=variances[groups], noise=noise)
-    return Posterior(
-        prior=Prior(s.layout, np.sqrt(variances), column_scales),
-        mean=mean / units,
-        covariance=covariance / np.multiply.outer(units, units),
-        baseline=_baseline(s, column_scales=column_scales),
-        noise=float(np.sqrt(noise)),
-        freedom=float(_known(covariance, groups, variances=variances).sum()),
-        n=moments.n,
-        fingerprint=s.fingerprint,
+    return _Scales(variances, noise)
+
+
+def _trust(joint: _Moments, centred: _Moments, scales: _Scales, *, groups: Ints, met: Floats) -> float:
+    """Return the probability that the levels of reward tell of effects what the centred regression tells.
+
+    Both say what each feature of the nudges that were sent was worth to those who were sent it: `met` (p, p), the sums
+    of u u'. Where the baseline is right, they differ by chance alone, by no more than the centred one errs (Hausman
+    1978). Where it is wrong, some group of features differs by more: by how much more is what makes it likeliest.
+    """
+    variances = scales.variances[groups]
+    within, covariance = _solve(centred, variances=variances, noise=scales.noise)
+    gap = within - _solve(joint, variances=variances, noise=scales.noise)[0]
+    odds = 0.0
+    for group in np.unique(groups):
+        at = np.flatnonzero((groups == group) & (np.diag(met) > 0))
+        if not len(at):
+            continue
+        worth = met[at] / np.sqrt(met[at, at])[:, None]
+        differs, errs = worth @ gap, worth @ covariance @ worth.T
+        errs[np.diag_indices_from(errs)] += 1e-6 * errs.trace() / len(at)  # columns that add up to another
+        distance = float(differs @ np.linalg.solve(errs, differs)) / len(at)
+        if distance > 1.0:
+            odds += np.exp(min(0.5 * len(at) * (distance - 1.0 - np.log(distance)), _LARGEST_LOG)) - 1.0
+    return float(1.0 / (1.0 + DOUBT * odds))
+
+
+def _mixed(joint: _Moments, centred: _Moments, *, trust: float) -> _Moments:
+    rest = 1.0 - trust
+    return _Moments(
+        trust * joint.zz + rest * centred.zz,
+        trust * joint.ze + rest * centred.ze,
+        trust * joint.ee + rest * centred.ee,
+        joint.n,
     )
 
 
@@ -138,9 +195,9 @@ def _known(covariance: Floats, groups: Ints, *, variances: Floats) -> Floats:
     return np.clip(sizes - left, 0.0, sizes)
 
 
-def _noise(moments: _Moments, *, mean: Floats, known: float, spread: float) -> float:
+def _noise(moments: _Moments, *, mean: Floats, known: float, expected: float) -> float:
     left = moments.ee - 2 * mean @ moments.ze + mean @ moments.zz @ mean
-    return (spread**2 + max(float(left), 0.0)) / (1.0 + max(moments.n - known, 0.0))
+    return (expected + max(float(left), 0.0)) / (1.0 + max(moments.n - known, 0.0))
 
 
 def _spread_of_reward(s: Statistics) -> float:
@@ -148,31 +205,58 @@ def _spread_of_reward(s: Statistics) -> float:
     n = s.n.sum()
     if not n:
         return 1.0
-    mean = s.xr[:, s.layout.columns.index(BIAS)].sum() / n
+    mean = s.yr[:, s.layout.columns.index(BIAS)].sum() / n
     variance = s.rr.sum() / n - mean**2
     return float(np.sqrt(variance)) if variance > 1e-12 * max(mean**2, 1e-12) else 1.0
 
 
 def _column_scales(s: Statistics) -> Floats:
     """Shape (d,): root mean square of each column where it is not 0; 1 where it never was."""
-    squares = np.einsum("fdd->d", s.xx)
-    means: Floats = np.divide(squares, s.seen, out=np.ones_like(squares), where=s.seen > 0)
-    return np.sqrt(means)
+    return np.sqrt(_squares(s)[: len(s.seen)])
 
 
-def _baseline(s: Statistics, *, column_scales: Floats, without: int | None = None) -> Floats:
-    """Shape (d,): ridge regression of the reward on the context; the ridge weighs as much as one round."""
+def _squares(s: Statistics) -> Floats:
+    """Shape (b,): mean square of what the baseline is linear in, where it is not 0; 1 where it always was."""
+    sums = np.einsum("fbb->b", s.yy)
+    seen = np.concatenate([s.seen, s.seen[s.layout.numbers]])
+    found: Floats = np.divide(sums, seen, out=np.ones_like(sums), where=(seen > 0) & (sums > 0))
+    return found
+
+
+def _baseline(s: Statistics, *, without: int | None = None) -> Floats:
+    """Shape (b,): ridge regression of the reward on the context; the ridge weighs as much as one round."""
+    return _ridge(s, s.yr, without=without)
+
+
+def _ridge(s: Statistics, to: Floats, *, without: int | None = None) -> Floats:
+    """Shape (b, ...): the regression on y of what has the sums `to` (folds, b, ...) with y, by fold."""
     folds = [f for f in range(FOLDS) if f != without]
-    return np.linalg.solve(s.xx[folds].sum(axis=0) + np.diag(column_scales**2), s.xr[folds].sum(axis=0))
+    sizes = np.sqrt(_squares(s))
+    scaled = s.yy[folds].sum(axis=0) / np.multiply.outer(sizes, sizes) + np.eye(len(sizes))
+    across = sizes.reshape(-1, *([1] * (to.ndim - 2)))
+    found: Floats = np.linalg.solve(scaled, to[folds].sum(axis=0) / across) / across
+    return found
 
 
-def _left_by_baseline(s: Statistics, *, column_scales: Floats, units: Floats) -> _Moments:
+def _levels(s: Statistics, *, units: Floats) -> _Moments:
+    """Return the moments of reward and features that are left by their regression on the context: joint regression."""
+    uy = s.uy.T / units
+    both = np.zeros((FOLDS, len(uy), 1 + len(units)))
+    both[:, :, 0], both[0, :, 1:] = s.yr, uy
+    fitted = _ridge(s, both)
+    zz = s.uu / np.multiply.outer(units, units) - uy.T @ fitted[:, 1:]
+    ze = s.ur / units - uy.T @ fitted[:, 0]
+    ee = float(s.rr.sum() - s.yr.sum(axis=0) @ fitted[:, 0])
+    return _Moments((zz + zz.T) / 2.0, ze, ee, float(s.n.sum()))
+
+
+def _left_by_baseline(s: Statistics, *, units: Floats) -> _Moments:
     """Return the moments of `e = r - m(x)`, where no customer's own rewards are in their `m`."""
     ze, ee = np.zeros(len(units)), 0.0
     for fold in range(FOLDS):
-        m = _baseline(s, column_scales=column_scales, without=fold)
-        ze += s.zr[fold] - s.zx[fold] @ m
-        ee += s.rr[fold] - 2 * m @ s.xr[fold] + m @ s.xx[fold] @ m
+        m = _baseline(s, without=fold)
+        ze += s.zr[fold] - s.zy[fold] @ m
+        ee += s.rr[fold] - 2 * m @ s.yr[fold] + m @ s.yy[fold] @ m
     return _Moments(s.zz / np.multiply.outer(units, units), ze / units, float(ee), float(s.n.sum()))
 
 

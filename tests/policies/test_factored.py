@@ -46,19 +46,23 @@ def test_posterior_after_three_rounds_is_the_one_worked_out_by_hand() -> None:
 
     The baseline of each customer is a ridge of weight 1 over the other two: (0+2)/3, (1+2)/3 and (1+0)/3, which leaves
     1/3, -1 and 5/3. Centred features are 1-0.5, 0-0.5 and 1-0.5, so sum g e = 1/6 + 1/2 + 5/6 = 3/2 and sum g g = 3/4.
-    The effect is a sum of seven parameters with prior variances adding up to V, so its posterior is Gaussian with
-    mean V (3/2) / (s + V 3/4) and variance V s / (s + V 3/4), where s is the noise variance.
+    Jointly with a baseline of the same ridge over all: sum g g = 2 - 2x2/(3+1) = 1 and sum g r = 3 - 2x3/(3+1) = 3/2.
+    At trust t these are mixed, to 3/2 and W = 3/4 + t/4. The effect is a sum of seven parameters with prior variances
+    adding up to V, so its posterior is Gaussian with mean V (3/2) / (s + V W) and variance V s / (s + V W), where s is
+    the noise variance.
     """
     posterior = fit(summarise(ONE, three_rounds()))
     v = (posterior.prior.scales**2)[layout(ONE).groups].sum()
     s = posterior.noise**2
-    assert posterior.mean.sum() == pytest.approx(v * 1.5 / (s + v * 0.75), rel=1e-9)
-    assert posterior.covariance.sum() == pytest.approx(v * s / (s + v * 0.75), rel=1e-9)
+    w = 0.75 + 0.25 * posterior.trust
+    assert 0.9 < posterior.trust <= 1.0
+    assert posterior.mean.sum() == pytest.approx(v * 1.5 / (s + v * w), rel=1e-9)
+    assert posterior.covariance.sum() == pytest.approx(v * s / (s + v * w), rel=1e-9)
     assert posterior.baseline == pytest.approx([(1 + 0 + 2) / (3 + 1)])
 
 
 def test_sums_of_three_rounds_are_those_of_the_definition() -> None:
-    """Over a larger space, against plain products of the centred features."""
+    """Over a larger space, against plain products of the features, centred and not, the context and its squares."""
     rounds = logged(37, seed=5)
     named, s = layout(SPACE), summarise(SPACE, rounds)
     p = rounds.probabilities / rounds.probabilities.sum(axis=1, keepdims=True)
@@ -68,10 +72,18 @@ def test_sums_of_three_rounds_are_those_of_the_definition() -> None:
     x = rounds.contexts
     z = np.concatenate([(g[:, :, None] * x[:, None, :]).reshape(len(x), -1), h], axis=1)
     assert s.zz == pytest.approx(z.T @ z, abs=1e-5)
-    assert s.zx.sum(axis=0) == pytest.approx(z.T @ x, abs=1e-5)
+    y = np.concatenate([x, x[:, named.numbers] ** 2], axis=1)
+    assert len(named.baseline) == y.shape[1] > x.shape[1]
+    assert s.zy.sum(axis=0) == pytest.approx(z.T @ y, abs=1e-5)
+    drawn = features[rounds.actions]
+    mains = drawn[:, : len(named.levels), None] * x[:, None, :]
+    u = np.concatenate([mains.reshape(len(x), -1), drawn[:, len(named.levels) :]], axis=1)
+    assert s.uu == pytest.approx(u.T @ u)
+    assert s.uy == pytest.approx(u.T @ y)
+    assert s.ur == pytest.approx(u.T @ rounds.rewards)
     assert s.zr.sum(axis=0) == pytest.approx(z.T @ rounds.rewards, abs=1e-5)
-    assert s.xx.sum(axis=0) == pytest.approx(x.T @ x)
-    assert s.xr.sum(axis=0) == pytest.approx(x.T @ rounds.rewards)
+    assert s.yy.sum(axis=0) == pytest.approx(y.T @ y)
+    assert s.yr.sum(axis=0) == pytest.approx(y.T @ rounds.rewards)
     assert s.rr.sum() == pytest.approx(rounds.rewards @ rounds.rewards)
     mine = rounds.customers % 5 == 2
     assert s.n[2] == mine.sum()
@@ -157,6 +169,36 @@ def test_that_engaged_customers_convert_is_not_taken_for_an_effect() -> None:
     effect = policy.effects(np.array([[1.0, 0.0]]))[0, 1]
     assert uncentred > 0.3
     assert abs(effect) < 0.03  # three standard errors: 2 sd of the reward over sqrt(20,000 x 0.2)
+
+
+def test_levels_of_reward_are_trusted_only_where_they_agree_with_what_is_centred() -> None:
+    """Not where engagement decides both in a step; nearly wholly where the baseline is a line or a parabola."""
+    space = replace(ONE, features=("bias", "engaged"))
+    stepped = engaged_customers_convert(20_000, seed=11)
+    assert fit(summarise(space, stepped)).trust < 1e-6
+    x = stepped.contexts[:, 1]
+    chance = np.random.default_rng(12).normal(size=len(x))
+    for baseline in (2.0 * x, x**2 - x):
+        posterior = fit(summarise(space, replace(stepped, rewards=baseline + 0.1 * chance)))
+        assert posterior.trust > 0.9
+        assert abs(posterior.mean[: len(layout(space).levels) * 2 : 2].sum()) < 0.01
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_wrong_baseline_is_found_out_where_only_one_level_follows_it(seed: int) -> None:
+    """Customers who convert anyway are sent one incentive more often, and nothing has an effect: none is found."""
+    rounds = logged(12_000, seed=seed)
+    x, level = rounds.contexts[:, 3], SPACE.levels[:, 0] == 1
+    odds = np.where(level & (np.abs(x - 0.4) < 0.3)[:, None], 8.0, 1.0) * rounds.allowed
+    p = odds / odds.sum(axis=1, keepdims=True)
+    rng = np.random.default_rng([seed, 1])
+    actions = (np.cumsum(p, axis=1) < rng.random((len(p), 1))).sum(axis=1)
+    rewards = 2.0 * (np.abs(x - 0.4) < 0.3) + 0.1 * rng.normal(size=len(p))
+    biased = replace(rounds, probabilities=p.astype(np.float32), actions=actions, rewards=rewards)
+    policy = Greedy(SPACE)
+    policy.learn(biased)
+    assert fit(policy.model.statistics).trust < 1e-3
+    assert np.abs(policy.effects(contexts(200, seed=1)).mean(axis=0)).max() < 0.15
 
 
 def test_prior_scales_are_found_from_the_rounds() -> None:
