@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 from msgspec.structs import replace as replaced
-from scipy.special import stdtrit
+from scipy.special import expit, logit, stdtrit
 
 from optimizer.actions import HOLD, Floats
 from optimizer.program import DAY, Experiment, Program
@@ -267,6 +267,29 @@ def spread(values: Sequence[float] | Floats) -> Spread:
     return Spread(value=mean, low=mean - reach, high=mean + reach)
 
 
+def share_spread(values: Sequence[float] | Floats, *, people: int) -> Spread:
+    """Return the mean of shares over replications with an interval within 0 and 1: Student-t on the logit.
+
+    Args:
+        values: shares, one a replication; those that say nothing (NaN) are left out.
+        people: in each replication: a share of none or of all is as good as half a customer.
+
+    >>> few = share_spread([0.0, 0.02], people=100)
+    >>> round(few.value, 4), 0.0 < few.low < few.value < few.high < 1.0
+    (0.01, True)
+    """
+    plain = spread(values)
+    if plain.low is None or plain.high is None:
+        return plain
+    least = 0.5 / people
+    mean = min(max(plain.value, least), 1.0 - least)
+    kept = int((~np.isnan(np.asarray(values, dtype=np.float64))).sum())
+    chance = _reach(float(np.sqrt(mean * (1.0 - mean) / people)), count=kept) if plain.high == plain.low else 0.0
+    reach = max((plain.high - plain.low) / 2.0, chance) / (mean * (1.0 - mean))
+    low, high = expit(logit(mean) - reach), expit(logit(mean) + reach)
+    return Spread(value=plain.value, low=min(float(low), plain.value), high=max(float(high), plain.value))
+
+
 def ratio(ours: Sequence[float] | Floats, theirs: Sequence[float] | Floats) -> Spread:
     """Return the ratio of two means over paired replications, with its interval by linearisation.
 
@@ -289,14 +312,15 @@ def _reach(sd: float, *, count: int) -> float:
 
 def _compared(program: Program, world: str, name: str, found: Mapping[str, list[_One]]) -> Compared:
     ours = found[name]
-    plain = ("reward", "conversion", "macro", "messages", "opted_out", "cost", "momentum", "regret")
+    plain = ("reward", "messages", "cost", "regret")
     return Compared(
         world=world,
         policy=name,
         measured=Measured(
             **{key: _spread(ours, key) for key in plain},
-            retention={key: _spread(ours, key) for key in ours[0].figures if key.startswith("day ")},
-            stages={s.name: _spread(ours, f"stage {s.name}") for s in program.stages},
+            **{key: _share(ours, key) for key in ("conversion", "macro", "opted_out", "momentum")},
+            retention={key: _share(ours, key) for key in ours[0].figures if key.startswith("day ")},
+            stages={s.name: _share(ours, f"stage {s.name}") for s in program.stages},
         ),
         against=[_against(ours, found[y], name=y) for y in YARDSTICKS if y in found and y != name],
         segments=_segments(ours, found.get("hold") if name != "hold" else None),
@@ -309,6 +333,10 @@ def _column(runs: Sequence[_One], key: str) -> Floats:
 
 def _spread(runs: Sequence[_One], key: str) -> Spread:
     return spread(_column(runs, key))
+
+
+def _share(runs: Sequence[_One], key: str) -> Spread:
+    return share_spread(_column(runs, key), people=len(runs[0].by_customer))
 
 
 def _against(ours: Sequence[_One], theirs: Sequence[_One], *, name: str) -> Against:
@@ -345,18 +373,22 @@ def _segments(ours: Sequence[_One], held: Sequence[_One] | None) -> list[Segment
 def _segment(ours: Sequence[_One], held: Sequence[_One] | None, *, attribute: str, code: int, segment: str) -> Segment:
     rows = [one.history.population.people.attributes[attribute] == code for one in ours]
 
-    def mean(values: Sequence[Floats]) -> Spread:
-        return spread([float(v[r].mean()) if r.any() else np.nan for v, r in zip(values, rows, strict=True)])
+    people = max(min(int(r.sum()) for r in rows), 1)
+
+    def means(values: Sequence[Floats]) -> list[float]:
+        return [float(v[r].mean()) if r.any() else np.nan for v, r in zip(values, rows, strict=True)]
 
     gains = [one.by_customer - other.by_customer for one, other in zip(ours, held or (), strict=bool(held))]
     return Segment(
         attribute=attribute,
         segment=segment,
         customers=float(np.mean([r.mean() for r in rows])),
-        messages=mean([(one.history.actions != HOLD).sum(axis=0).astype(np.float64) for one in ours]),
-        conversion=mean([measured.reached(one.history).astype(np.float64) for one in ours]),
-        opted_out=mean([measured.left(one.history).astype(np.float64) for one in ours]),
-        gain=mean(gains) if held else None,
+        messages=spread(means([(one.history.actions != HOLD).sum(axis=0).astype(np.float64) for one in ours])),
+        conversion=share_spread(
+            means([measured.reached(one.history).astype(np.float64) for one in ours]), people=people
+        ),
+        opted_out=share_spread(means([measured.left(one.history).astype(np.float64) for one in ours]), people=people),
+        gain=spread(means(gains)) if held else None,
     )
 
 

@@ -13,11 +13,13 @@ import numpy as np
 from msgspec.structs import replace as replaced
 
 from optimizer.actions import Floats, Ints
-from optimizer.engine import CHAMPION, Choices, Chooser
+from optimizer.engine import CHAMPION, Chooser
 from optimizer.policy import Policy, Rounds
 from optimizer.program import Exploration, Program
 from policies import KINDS, load
 from policies.fixed import FixedNudge, Hold, Rules, Uniform
+from simulations.burden import burden_price
+from simulations.choosing import Chosen
 from simulations.journeys import Happenings
 from simulations.log import History
 from simulations.population import Population
@@ -31,16 +33,13 @@ FIXED = ("hold", "fixed", "rules", "uniform")
 
 LEARNERS = tuple(kind for kind in KINDS if kind not in ("hold", "fixed", "rules", "uniform", "mixture"))
 SPECIAL = ("clicks", "patient", "best")
-"""`clicks` is greedy for the commonest step; `patient` is Thompson sampling with stage values and a price on burden;
+"""`clicks` is greedy for the commonest step; `patient` is Thompson sampling with a price on burden that the past shows;
 `best` is the simulator's own best, one step ahead."""
 
 NAMES = (*FIXED, *LEARNERS, *SPECIAL)
 
 RELEARN = 14
 """Days after which a learner learns from what it has done since."""
-
-BURDEN = 1.0
-"""Price of a nudge to somebody who has had many, as a share of what a decision was worth in the past at random."""
 
 LEAST = 0.001
 """What those who learn nothing explore: the least that a program may ask for."""
@@ -152,9 +151,9 @@ def _commonest(program: Program, events: Mapping[str, Floats]) -> str:
 
 
 def _priced(past: Run) -> Run:
-    """Return the same past under a program that puts a higher price on burden."""
+    """Return the same past under a program with the price on burden that its log shows, frozen from here on."""
     rules = past.population.program.guardrails
-    price = max(rules.burden_price, round(BURDEN * abs(float(past.rounds.rewards.mean())), 3))
+    price = round(max(rules.burden_price, burden_price(past.dataset).value), 4)
     return under(past, guardrails=replaced(rules, burden_price=price))
 
 
@@ -185,7 +184,7 @@ class _Regret:
     def __init__(self) -> None:
         self.total, self.count = 0.0, 0
 
-    def see(self, asking: Asking, found: Choices) -> None:
+    def see(self, asking: Asking, found: Chosen) -> None:
         if asking.day % EVERY or not len(found.actions):
             return
         size = min(SAMPLE, len(found.actions))
@@ -222,7 +221,7 @@ class _Worth:
     def __init__(self, k: int) -> None:
         self.total = np.zeros(k)
 
-    def see(self, asking: Asking, found: Choices) -> None:
+    def see(self, asking: Asking, found: Chosen) -> None:
         size = min(8 * SAMPLE, len(found.actions))
         worth, mask = scores(asking.part(0, size)), found.guarded.mask[:size]
         self.total += np.where(mask, worth, worth[:, :1]).sum(axis=0)

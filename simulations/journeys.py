@@ -65,7 +65,7 @@ class State:
     """Where `n` customers are. The first columns are what the service knows; the last ones are hidden.
 
     Args:
-        habit, fatigue: (n,), hidden. sated: (n,), 1 just after a goal, wearing off.
+        habit, fatigue: (n,), hidden. sated: (n,), 1 just after a goal, wearing off. lapsed: (n,), drifted away.
         incentive_day, tone_day: (n, levels), when each level was last received, in days of the run; -inf for never.
         pending: what has been set off and not arrived, by the customers' day at whose end it arrives.
     """
@@ -88,6 +88,7 @@ class State:
     habit: Floats
     fatigue: Floats
     sated: Floats
+    lapsed: Bools
     incentive_day: Floats
     tone_day: Floats
     pending: dict[int, list[Batch]]
@@ -208,6 +209,7 @@ def beginning(population: Population) -> State:
         habit=np.full(n, 0.1),
         fatigue=np.zeros(n),
         sated=np.zeros(n),
+        lapsed=np.zeros(n, dtype=np.bool_),
         incentive_day=np.full((n, incentives), -np.inf),
         tone_day=np.full((n, tones), -np.inf),
         pending={-1: [Batch(0, n, history(population))]},

@@ -46,7 +46,7 @@ class People:
         price: (n,), what an incentive that costs something does, relative to the average customer.
         type: (n,), latent type: which tones appeal.
         peak: (n,), local hour at which nudges do most.
-        responsiveness, fatigability, leaving: (n,), factors about 1.
+        responsiveness, fatigability, leaving, lapsing: (n,), factors about 1.
         gaming: (n,), whether they go through the motions for what incentives give, and never reach a goal.
     """
 
@@ -61,6 +61,7 @@ class People:
     responsiveness: Floats
     fatigability: Floats
     leaving: Floats
+    lapsing: Floats
     gaming: Bools
 
     def __len__(self) -> int:
@@ -221,6 +222,7 @@ def _people(program: Program, world: World, *, n: int, seed: int, start: float, 
         responsiveness=_lognormal(z[:, 6], world.responsiveness),
         fatigability=_lognormal(-z[:, 2], 0.4),
         leaving=_lognormal(z[:, 7], 0.7),
+        lapsing=_lognormal(ndtri(np.clip(u[:, 13], 1e-12, 1 - 1e-12)), 0.7),
         gaming=u[:, 12] < world.gaming,
     )
 

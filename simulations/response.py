@@ -24,6 +24,9 @@ GAMERS = 6.0
 """What is taken from the logit of the goals of those who are after incentives only, and added to that of their steps
 where an incentive that costs something is offered."""
 
+DORMANT = 4.0
+"""What is taken from the logit of the steps and goals of those who have drifted away."""
+
 _MISSED = (1.5 * DAY, 4.0 * DAY)
 """How long after the last step somebody has just missed a day or two."""
 
@@ -138,6 +141,8 @@ def _base(population: Population, state: State, *, rows: slice, day: int) -> Flo
     steps = steps + world.gradient * _nearness(population, state, rows=rows) ** world.gradient_shape
     goals = people.intent[rows] + HALF * people.activity[rows] - world.dip * state.sated[rows]
     goals = goals - GAMERS * people.gaming[rows]
+    if world.lapsing:
+        steps, goals = steps - DORMANT * state.lapsed[rows], goals - DORMANT * state.lapsed[rows]
     grumbles = world.burden * people.fatigability[rows] * state.fatigue[rows]
     adds = np.stack([steps, goals, grumbles, np.zeros_like(steps)], axis=1)
     base: Floats = effects.base[state.stage[rows]] + adds[:, effects.channels]
@@ -220,6 +225,7 @@ def respond(now: Moment, state: State, *, rows: slice, day: int, actions: Ints, 
         twice=fate > 1.0 - world.twice,
         serial=np.full(len(row), day),
     )
+    _lapse(population, state, rows=rows, day=day, done=done, fork=fork)
     _live(population, state, rows=rows, day=day, actions=actions, done=done)
     reported = Happenings.concatenate(
         [happened.take(fate >= world.lost), _shown(now, rows=rows, day=day, actions=actions)]
@@ -247,6 +253,17 @@ def _keep(population: Population, state: State, reported: Happenings, *, rows: s
     arrival = np.maximum(np.floor((reported.at - first) / DAY).astype(np.intp), reported.serial)
     for day in np.unique(arrival).tolist():
         state.keep(reported.take(arrival == day), rows=rows, day=day)
+
+
+def _lapse(population: Population, state: State, *, rows: slice, day: int, done: Bools, fork: int) -> None:
+    """Let some who did nothing drift away, the fewer the more habit they have; and those who acted come back."""
+    world, effects = population.world, population.effects
+    if not world.lapsing:
+        return
+    acted = (done & (effects.of_channel(STEP) | effects.of_channel(GOAL))).any(axis=1)
+    hazard = world.lapsing * population.people.lapsing[rows] * (1.0 - state.habit[rows])
+    u = population.chance("lapse", day, rows=rows, columns=1, fork=fork)[:, 0]
+    state.lapsed[rows] = ~acted & (state.lapsed[rows] | (u < hazard))
 
 
 def _live(population: Population, state: State, *, rows: slice, day: int, actions: Ints, done: Bools) -> None:

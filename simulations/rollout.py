@@ -13,6 +13,7 @@ from optimizer.events import Salt
 from optimizer.guardrails import Shared
 from optimizer.policy import Policy, Rounds
 from optimizer.program import DAY
+from simulations.choosing import Chosen, choose
 from simulations.journeys import Happenings, State, arrive, beginning, observe, receive
 from simulations.log import History, Seen, dataset
 from simulations.metrics import Metrics, metrics
@@ -23,8 +24,9 @@ from training.dataset import Dataset
 
 SALT = Salt("simulated", b"simulated customers have no secrets")
 
-SLOT = 2_048
-"""Customers decided for at once: bounds the memory of (n, k) arrays. Results do not depend on it."""
+SLOT, LEAN_SLOT = 2_048, 8_192
+"""Customers decided for at once, with a log and without: bounds the memory of (n, k) arrays. Results do not depend on
+it."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -49,7 +51,7 @@ Choosers = Callable[[Asking], Mapping[str, Chooser]]
 """Who chooses for a slot, by arm. Only the simulator's own best may look at the state."""
 
 
-Watch = Callable[[Asking, Choices], None]
+Watch = Callable[[Asking, Chosen], None]
 """Is shown a slot of customers and what was chosen for them."""
 
 
@@ -117,14 +119,15 @@ def rollout(
     days: int,
     since: Run | None = None,
     logged: bool = True,
-    slot: int = SLOT,
+    slot: int | None = None,
     watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Let customers ask once a day, each at its own hour, and live with what is decided.
 
-    Decisions go through `Optimizer.choose`, with the program's guardrails, floor, arms, budget and stock; customers
-    are held as columns. Chance depends on seed, customer and day alone, so runs of several policies are paired.
+    Decisions go through `Optimizer.choose`, or where no rounds are kept through `choosing.choose`, with the program's
+    guardrails, floor, arms, budget and stock; customers are held as columns. Chance depends on seed, customer and day
+    alone, so runs of several policies are paired.
 
     Args:
         population: the customers.
@@ -144,7 +147,8 @@ def rollout(
         days=days,
         since=since,
         logged=logged,
-        slot=slot,
+        slot=slot or (SLOT if logged else LEAN_SLOT),
+        lean=not logged,
         watch=watch,
         progress=progress,
     )
@@ -159,10 +163,11 @@ def closed_loop(
     since: Run | None = None,
     logged: bool = True,
     slot: int = SLOT,
+    lean: bool = False,
     watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Do what `rollout` does, with choosers that may depend on who asks."""
+    """Do what `rollout` does, with choosers that may depend on who asks; `lean` where they do not and none are kept."""
     first = since.first + since.days if since else 0
     if not 1 <= days <= LONGEST_RUN - first - 40:
         raise ValueError(f"days = {days!r}: from day {first} on, use 1 to {LONGEST_RUN - first - 40}")
@@ -177,12 +182,13 @@ def closed_loop(
             asking = ask(population, state, rows=rows, day=day)
             purse = purse.at(asking.cohort.at[0])
             stages[day - first, rows] = state.stage[rows]
-            for turn, found in _in_turn(asking, choosers, arms=arms, purse=purse):
+            turns = _lean if lean and not logged else _in_turn
+            for turn, found in turns(asking, choosers, arms=arms, purse=purse):
                 purse = purse.after(found.actions)
                 actions[day - first, turn.rows] = found.actions
                 if watch:
-                    watch(turn, found)
-                seen += [Seen(turn.rows, day, found)] if logged else []
+                    watch(turn, Chosen(found.actions, found.guarded))
+                seen += [Seen(turn.rows, day, found)] if logged and isinstance(found, Choices) else []
                 happened.append(live(turn, facing(turn, found.guarded.deliver_at), found.actions))
         if progress:
             progress("simulating", day - first + 1, days)
@@ -274,6 +280,24 @@ def _in_turn(
             found = _choose(ahead, choosers, arms=arms, left=purse.standing)
         yield ahead, found
         purse, start = purse.after(found.actions), stop
+
+
+def _lean(asking: Asking, choosers: Choosers, *, arms: Sequence[str], purse: Purse) -> Iterator[tuple[Asking, Chosen]]:
+    """Do what `_in_turn` does, without what only a log needs.
+
+    Rows do not depend on their batch, so none is chosen for twice under the same mask.
+    """
+    size, start = len(asking.cohort), 0
+    while start < size:
+        ahead = asking.part(start, size)
+        us = asking.population.chance("draw", asking.day, rows=ahead.rows, columns=1)[:, 0]
+        program, served = asking.population.program, choosers(ahead)
+        found = choose(program, ahead.cohort, served, arms=arms[ahead.rows], us=us, shared=purse.standing)
+        lasts = purse.lasts(found.actions)
+        if start + lasts < size:
+            ahead, found = asking.part(start, start + lasts), found.take(slice(0, lasts))
+        yield ahead, found
+        purse, start = purse.after(found.actions), start + lasts
 
 
 def _choose(asking: Asking, choosers: Choosers, *, arms: Sequence[str], left: Shared) -> Choices:

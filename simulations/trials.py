@@ -1,7 +1,7 @@
 """Do simulated customers behave as people did? Published trials, run again on them and analysed as they were.
 
-A replay takes from the trial what the trial brought along (its size, its schedule, how often people act without it) and
-from the world everything that a nudge does. The figures are those of `moments`.
+A replay takes from the trial what the trial brought along (its size, its schedule, how often people act without it,
+also after weeks) and from the world everything that a nudge does. The figures are those of `moments`.
 """
 
 from collections.abc import Callable
@@ -165,7 +165,7 @@ def gym(world: World, *, seed: int, members: int = MEMBERS, everyday: float = 0.
     arms = program(
         tuple(level(f"programme-{i:02d}") for i in range(1, ARMS + 1)), everyday="visit", goal="renewal", value=100.0
     )
-    settled = replace(world, everyday=everyday, season=0.0)
+    settled = replace(world, everyday=everyday, season=0.0, lapsing=0.0)
     people = populate(arms, settled, customers=members, seed=seed, start=START)
     arm = np.random.Generator(np.random.Philox(seed)).integers(0, ARMS + 1, size=members)
     before, month = 7 * BEFORE, 7 * WEEKS
@@ -205,10 +205,14 @@ def _contrast(found: Floats, before: Floats, arm: Ints) -> _Contrast:
 
 
 class Suggestions(NamedTuple):
-    """What a daily suggestion adds to the chance of a walk, relative to none: at the start, and averaged."""
+    """What a daily suggestion adds to the chance of a walk, relative to none.
+
+    At the start (by a straight trend), averaged over the trial, and averaged over its last third.
+    """
 
     first: float
     average: float
+    last: float
 
 
 def suggestions(world: World, *, seed: int, people: int = 12_000, everyday: float = 0.1, days: int = 42) -> Suggestions:
@@ -220,7 +224,9 @@ def suggestions(world: World, *, seed: int, people: int = 12_000, everyday: floa
     """
     levels = tuple(level(f"suggestion-{i:03d}") for i in range(200))
     deck = program(levels, everyday="walk", goal="renewal", value=100.0, tones=6)
-    population = populate(deck, replace(world, everyday=everyday, season=0.0), customers=people, seed=seed, start=START)
+    population = populate(
+        deck, replace(world, everyday=everyday, season=0.0, lapsing=0.0), customers=people, seed=seed, start=START
+    )
     chance = np.random.Generator(np.random.Philox(seed))
     drawn = np.where(chance.random((days, people)) < 0.6, chance.integers(1, deck.space.k, size=(days, people)), HOLD)
     run = conduct(population, lambda day: drawn[day], days=days)
@@ -236,7 +242,9 @@ def suggestions(world: World, *, seed: int, people: int = 12_000, everyday: floa
     average = (centred * residual).sum() / (0.24 * people * days)
     untouched = walked[run.sent == HOLD].mean()
     first_day = walked[0][run.sent[0] == HOLD].mean()
-    return Suggestions(float(start / first_day), float(average / untouched))
+    late = slice(2 * days // 3, days)
+    last = (centred[late] * residual[late]).mean() / 0.24 / walked[late][run.sent[late] == HOLD].mean()
+    return Suggestions(float(start / first_day), float(average / untouched), float(last))
 
 
 # ------------------------------------------------------------------------------------------------------------ coupons
@@ -322,7 +330,11 @@ def progress(world: World, *, seed: int, customers: int = 4_000, everyday: float
         card = Milestone(name="card", title="Card", reward="a wash", event="wash", count=of)
         wash = program((level("card"),), everyday="wash", goal="renewal", value=35.0, milestones=(card,))
         people = populate(
-            wash, replace(world, everyday=everyday, season=0.0), customers=customers, seed=seed, start=START
+            wash,
+            replace(world, everyday=everyday, season=0.0, lapsing=0.0),
+            customers=customers,
+            seed=seed,
+            start=START,
         )
         state = beginning(people)
         state.counts[:, 0] += given

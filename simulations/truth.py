@@ -9,17 +9,17 @@ from scipy.special import expit
 
 from optimizer.actions import ActionSpace, Bools, Floats, Ints
 from optimizer.customer import deliveries
-from optimizer.engine import CHAMPION, Chooser, Optimizer
+from optimizer.engine import CHAMPION, Chooser
 from optimizer.events import draws
 from optimizer.guardrails import Shared
 from optimizer.policy import Rounds
 from optimizer.program import DAY
+from simulations.choosing import choose
 from simulations.journeys import Journey, State
 from simulations.log import worths
 from simulations.population import LONGEST_RUN, Population
 from simulations.response import expected, expected_of_all
 from simulations.rollout import (
-    SALT,
     SLOT,
     Asking,
     Progress,
@@ -136,7 +136,7 @@ class _Day:
     ) -> None:
         self.run, self.day, self.shared = run, day, shared
         self.population = run.population
-        self.optimizer = Optimizer(self.population.program, choosers, SALT)
+        self.choosers = choosers
         self.everyone = slice(0, len(self.population))
         self.state = turns[0].state
         self.until = self.population.asks(day)[:, None] + self.population.windows
@@ -185,8 +185,13 @@ class _Day:
         for rows, shared in self.shared[day - self.run.first]:
             for start in range(rows.start, rows.stop, SLOT):
                 some = slice(start, min(start + SLOT, rows.stop))
-                found = self.optimizer.choose(
-                    asking.cohort.take(some), arms=self.run.arms[some], us=us[some], shared=shared
+                found = choose(
+                    self.population.program,
+                    asking.cohort.take(some),
+                    self.choosers,
+                    arms=self.run.arms[some],
+                    us=us[some],
+                    shared=shared,
                 )
                 actions[some] = found.actions
         return actions

@@ -21,6 +21,7 @@ _SHARES = (
     "lost",
     "twice",
     "gaming",
+    "lapsing",
 )
 """Settings that are shares, 0 to 1."""
 
@@ -61,6 +62,8 @@ class World:
         gradient: what a milestone within reach adds to steps; `gradient_shape` bends how that grows with the share
             done: 1 straight, 2 late. comeback: share by which a nudge does more after a missed day or two. dip: what
             a reached goal takes from the next, wearing off over `dip_days`.
+        lapsing: chance that a customer without any habit drifts away within a day; with a full habit nobody does. Those
+            who have hardly act, until a step brings them back.
         deal: what an incentive adds to goals for being dear, at most: half of it where the cost is `deal_half` of
             the goal's value. bargain: how much less those likely to buy anyway care for what costs something (log).
         delays: mean delays of what a nudge brings, in hours, and their shares. prompt: mean delay of all but goals, in
@@ -124,6 +127,7 @@ class World:
     comeback: float = 0.3
     dip: float = 1.0
     dip_days: float = 14.0
+    lapsing: float = 0.0
     deal: float = 0.0
     deal_half: float = 0.1
     bargain: float = 0.0
@@ -234,7 +238,7 @@ CALIBRATED = World(
     intent=0.95,
     lift=0.02,
     goal_lift=0.0,
-    incentive=1.72,
+    incentive=1.85,
     tone=0.0,
     timing=0.0,
     harm=0.0,
@@ -242,13 +246,15 @@ CALIBRATED = World(
     affinity=0.05,
     chronotype=0.05,
     decay=0.96,
+    blunting=0.22,
     leaving=0.0005,
     leaving_growth=0.1,
     repetition=0.7,
     repetition_days=7.0,
     habit_gain=0.06,
     habit_pull=1.9,
-    burden=0.025,
+    burden=0.003,
+    lapsing=0.015,
     gradient=2.6,
     gradient_shape=1.0,
     deal=1.8,
@@ -257,8 +263,9 @@ CALIBRATED = World(
     delays=((0.4, 0.385), (24.0, 0.085), (216.0, 0.53)),
     prompt=1.0,
 )
-"""Its moments are those of `simulations.moments`. Where a setting is not pinned down by a trial, it is that of
-`World`."""
+"""Its moments are those of `simulations.moments`. What nudges do fades to nothing within weeks, as in the trial of
+suggestions, and hardly turns against the day's steps: burden is small and blunting is not. Where a setting
+is not pinned down by a trial, it is that of `World`."""
 
 WORLDS: Mapping[str, World] = MappingProxyType(
     {

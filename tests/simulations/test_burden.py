@@ -1,0 +1,67 @@
+"""The price of burden is what a log shows of the days after a nudge, and nothing where a log shows nothing."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from msgspec.structs import replace as replaced
+
+from optimizer.program import Experiment, Program
+from optimizer.programs import read
+from policies.fixed import Uniform
+from simulations.burden import burden_price
+from simulations.population import populate
+from simulations.rollout import rollout, sole
+from simulations.worlds import WORLDS
+from training.dataset import Dataset
+
+START = 1_767_571_200.0
+PROGRAM = replaced(
+    Program.parse(read("fitness-coaching"), source="fitness-coaching.toml"), experiment=Experiment(holdout=0.0)
+)
+
+
+def _log(world: str, *, seed: int = 101, customers: int = 500) -> Dataset:
+    people = populate(PROGRAM, WORLDS[world], customers=customers, seed=seed, start=START)
+    return rollout(people, sole(Uniform(PROGRAM.space)), days=20).dataset
+
+
+@pytest.fixture(scope="module")
+def tired() -> Dataset:
+    return _log("fatigue")
+
+
+def test_where_nudges_wear_people_out_the_price_is_above_chance(tired: Dataset) -> None:
+    """Three worlds' logs at a one-sided 2.5 % each: together, z of 3.5 or more is no accident."""
+    found = [burden_price(tired), *(burden_price(_log("fatigue", seed=s)) for s in (102, 103))]
+    z = sum(x.estimate / x.error for x in found) / math.sqrt(len(found))
+    assert z > 3.5
+    assert all(x.value > PROGRAM.guardrails.burden_price for x in found)
+    assert all(x.low < x.estimate < x.high for x in found)
+
+
+def test_where_nudges_do_nothing_no_price_is_shown() -> None:
+    """The estimate is within 3.5 errors of 0: one false alarm in two thousand."""
+    found = burden_price(_log("null"))
+    assert abs(found.estimate) < 3.5 * found.error
+
+
+def test_the_price_grows_with_what_later_days_lose(tired: Dataset) -> None:
+    """Taking one unit from the next day of those nudged adds one unit for each nudge, spread over the dosage."""
+    assert tired.after is not None
+    rounds = tired.rounds
+    order = np.lexsort((rounds.at, rounds.customers))
+    loss = np.zeros(len(rounds))
+    follows = np.diff(rounds.customers[order]) == 0
+    loss[order[1:]] = np.where(follows, rounds.actions[order[:-1]] > 0, 0)
+    taken = replace(tired, after=replace(tired.after, day_rewards=tired.after.day_rewards - loss))
+    before, after = burden_price(tired), burden_price(taken)
+    assert after.estimate - before.estimate > 0.8  # 1 over a dosage below 1, less what a nudge now takes from nudges
+
+
+def test_a_log_that_shows_nothing_leaves_the_programs_own_price(tired: Dataset) -> None:
+    for silent in (_log("null", customers=20), replace(tired, after=None), tired.take(slice(0, 300))):
+        found = burden_price(silent)
+        assert found.value == PROGRAM.guardrails.burden_price
+        assert math.isnan(found.estimate)
