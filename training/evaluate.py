@@ -22,7 +22,7 @@ from training import diagnostics, guardrail_prices, sequence
 from training.dataset import Dataset
 from training.diagnostics import Check
 from training.guardrail_prices import GuardrailPrice
-from training.intervals import Estimate, Interval, by_customer, clustered, condensed, likelihood
+from training.intervals import Estimate, Interval, bootstraps, by_customer, clustered, gathered, likelihood
 from training.ope import dm, dr
 from training.propensities import Pair, Sensitivity, sensitivity
 from training.reading import BLOCK, REWARD, Frozen, Loggers, Reading, Seen, models_of, read
@@ -525,17 +525,17 @@ def _times(e: Estimate, factor: float) -> Estimate:
 
 def _intervals(own: Floats, reading: Reading, customers: Ints, *, level: float) -> dict[str, Interval]:
     """Return other intervals for a value: by resampling customers, and by likelihood without a model."""
-    few = condensed(own, customers)
     key = int.from_bytes(hashlib.blake2b(own.tobytes(), digest_size=8).digest(), "big")
     rng = np.random.Generator(np.random.Philox(key=key))  # keyed by the terms: the same log gives the same interval
-    evidence = reading.evidence
+    both = bootstraps([own], customers, rng=rng, level=level, resamples=_RESAMPLES)[0]
+    evidence, groups = reading.evidence, gathered(customers)
     low, high = float(evidence.rewards.min()), float(evidence.rewards.max())
     found = {
-        "bca": few.bca(rng=rng, level=level, resamples=_RESAMPLES),
-        "poisson": few.poisson(rng=rng, level=level, resamples=_RESAMPLES),
+        "bca": both.bca,
+        "poisson": both.poisson,
     }
     if high > low and evidence.weights.any():
-        found["likelihood"] = likelihood(evidence.weights, evidence.rewards, customers, low=low, high=high, level=level)
+        found["likelihood"] = likelihood(evidence.weights, evidence.rewards, groups, low=low, high=high, level=level)
     return found
 
 

@@ -88,7 +88,7 @@ def share(hits: Bools | Floats, customers: Ints, *, of: str, level: float = 0.95
 def mean(
     terms: Floats, customers: Ints, *, of: str, unit: Unit, level: float = 0.95, scale: float = 1.0, enough: int = FEW
 ) -> Figure:
-    """Return the mean of terms (n,), scaled, with a Student-t interval clustered by customer; a share's stays in 0 to 1."""
+    """Return the mean of terms (n,), scaled, with a Student-t interval clustered by customer; of a share, in 0 to 1."""
     people = len(np.unique(customers))
     if people < enough:
         return missing(few(people, enough=enough), of=of, unit=unit, n=len(terms))
@@ -98,6 +98,4 @@ def mean(
 def estimated(e: Estimate, *, of: str, unit: Unit) -> Figure:
     """Return an estimate as a figure; the interval of a share stays within 0 and 1."""
     low, high = (max(e.low, 0.0), min(e.high, 1.0)) if unit == "share" else (e.low, e.high)
-    return Figure(
-        of=of, unit=unit, value=e.value, low=low, high=high, level=e.level, n=e.rounds, customers=e.customers
-    )
+    return Figure(of=of, unit=unit, value=e.value, low=low, high=high, level=e.level, n=e.rounds, customers=e.customers)

@@ -215,7 +215,11 @@ def switch(evidence: Evidence) -> Floats:
     return slope([dr(evidence), *(switched(evidence, threshold=float(t)) for t in quantiles)])
 
 
-def slope(rows: Sequence[Floats]) -> Floats:
+AGREE = 1.5
+"""Standard errors of a difference within which two rows agree: looser, bias passes; tighter, little is gained."""
+
+
+def slope(rows: Sequence[Floats], *, agree: float = AGREE) -> Floats:
     """Return the last of several rows of terms whose estimate agrees with all before it.
 
     The rows go from the least biased to the least spread (Su, Srinath and Krishnamurthy, 2020). Their terms are of the
@@ -226,10 +230,10 @@ def slope(rows: Sequence[Floats]) -> Floats:
     >>> slope([rough, fine, wrong]).tolist()
     [0.9, 1.1, 1.0]
     """
-    return rows[rung(rows)]
+    return rows[rung(rows, agree=agree)]
 
 
-def rung(rows: Sequence[Floats]) -> int:
+def rung(rows: Sequence[Floats], *, agree: float = AGREE) -> int:
     """Return which of several rows of terms `slope` picks.
 
     >>> rung([np.array([-1.0, 3.0, 1.0]), np.array([0.9, 1.1, 1.0]), np.array([9.0, 9.0, 9.0])])
@@ -237,20 +241,16 @@ def rung(rows: Sequence[Floats]) -> int:
     """
     chosen = 0
     for i in range(1, len(rows)):
-        if any(_apart(rows[i], rows[j]) for j in range(i)):
+        if any(_apart(rows[i], rows[j], agree=agree) for j in range(i)):
             break
         chosen = i
     return chosen
 
 
-_AGREE = 1.5
-"""Standard errors of a difference within which two rows agree: looser, bias passes; tighter, little is gained."""
-
-
-def _apart(terms: Floats, other: Floats) -> bool:
+def _apart(terms: Floats, other: Floats, *, agree: float) -> bool:
     """Whether two rows differ by more than their paired difference may by chance."""
     gaps = terms - other
-    return abs(float(gaps.mean())) > _AGREE * float(gaps.std()) / float(np.sqrt(len(gaps))) + 1e-12
+    return abs(float(gaps.mean())) > agree * float(gaps.std()) / float(np.sqrt(len(gaps))) + 1e-12
 
 
 def balanced(rounds: Rounds, vectors: Mapping[int, Floats], *, shares: Mapping[int, float] | None = None) -> Rounds:

@@ -1,8 +1,8 @@
 """What is a round worth to a target if effects are factored? Weights that ask only for levels, or pairs of them.
 
 A weight `pi(A) / mu(A)` asks how likely the very action drawn was. Where incentive, tone and timing add up, a round of
-another action with the same levels says as much, and the pseudo-inverse weight (after Swaminathan et al., 2017, here for
-masks and any logged vector) makes use of it.
+another action with the same levels says as much, and the pseudo-inverse weight (after Swaminathan et al., 2017, here
+for masks and any logged vector) makes use of it.
 """
 
 from collections.abc import Callable
@@ -116,7 +116,7 @@ def _compiled() -> Callable[..., None]:
     return compile_loops(_solve)
 
 
-def _solve(  # noqa: C901, PLR0912  (numba wants its loops in one place)
+def _solve(  # noqa: C901, PLR0912, PLR0917  (numba takes arguments by position, and wants its loops in one place)
     logged: Floats32, actions: Ints, members: Members, cells: Members, sizes: Ints, rows: Floats
 ) -> None:
     """Write `G^+ f` into rows (n, p), for f in the range of G: a slight ridge, then its error taken out again."""

@@ -1,13 +1,13 @@
 """What does one pass over the rounds leave? A few numbers a round and a few sums, whatever the length of the log."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from optimizer.actions import HOLD, ActionSpace, Floats
 from optimizer.policy import Rounds
-from training import diagnostics, reward_model, sequence
+from training import balancing, diagnostics, reward_model, sequence
 from training.dataset import Dataset
 from training.diagnostics import Tally
 from training.ope import ESTIMATORS, Evidence, balanced, dr, rung, slope, weigh
@@ -17,8 +17,11 @@ from training.reward_model import RewardModel
 BLOCK = 8_192
 """Rounds worked on at a time: an (n, k) array of them is a few tens of megabytes."""
 
-PAIRS_UP_TO = 10_000
-"""Rounds up to which the ladder has the rung of pairs: a millisecond a round of 301 actions; more rounds do without."""
+PAIRS_UP_TO = 20_000
+"""Rounds up to which there are weights by pairs of levels: a third of a millisecond a round of 301 actions."""
+
+_AGREE = 1.0
+"""Standard errors within which rungs of the ladder agree: they differ by little, so a bias must show early."""
 
 BALANCED = "balanced-dr"
 """DR with weights over the mixture of all the logging policies."""
@@ -31,7 +34,12 @@ def rungs_of(evidence: Evidence, factored: Mapping[str, Floats]) -> dict[str, Fl
 
 def reported(rungs: Mapping[str, Floats]) -> Floats:
     """Return the terms (n,) of the rung that SLOPE picks: the value that is reported beside DR's."""
-    return slope([*rungs.values()])
+    return slope([*rungs.values()], agree=_AGREE)
+
+
+def ladder_of(evidence: Evidence, ridged: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Return DR terms (n,) under each rung of ridge weights, from the least biased to the least spread."""
+    return {name: dr(evidence.reweighted(ridged[name])) for name in balancing.PRIORS}
 
 
 REWARD = ""
@@ -75,7 +83,8 @@ class Loggers:
 class Reading:
     """What rounds say of one target: its evidence, DR terms for each event, and its probabilities summed.
 
-    `factored` has its weights (n,) on each rung of the ladder, and over the mixture of the loggers; `unsupported`
+    `factored` has its weights (n,) where effects are factored, and over the mixture of the loggers; `ridged` those on
+    each rung of the ladder, once all the rounds were seen; `unsupported`
     (n,) is its mass on what the log hardly ever drew; `costs` and
     `nudging` (n,) what it would spend and whether it would nudge; `bounded` its
     terms for the sequence; `chosen` (stages, k) sums its probabilities.
@@ -89,6 +98,7 @@ class Reading:
     nudging: Floats
     bounded: sequence.Terms
     chosen: Floats
+    ridged: Mapping[str, Floats] = field(default_factory=dict)
 
     @classmethod
     def merge(cls, parts: Sequence["Reading"]) -> "Reading":
@@ -108,17 +118,17 @@ class Reading:
         return rungs_of(self.evidence, {n: w for n, w in self.factored.items() if n != BALANCED})
 
     def estimates(self) -> dict[str, Floats]:
-        """Terms (n,) of every estimator, the ladder of factored weights and what SLOPE picks on it."""
-        rungs = self.rungs()
+        """Terms (n,) of every estimator, of factored weights, of the ladder's rungs and of what SLOPE picks there."""
+        rungs, ladder = self.rungs(), ladder_of(self.evidence, self.ridged)
         plain = {name: e.terms(self.evidence) for name, e in ESTIMATORS.items()}
         if BALANCED in self.factored:
             plain[BALANCED] = dr(self.evidence.reweighted(self.factored[BALANCED]))
-        return plain | rungs | {"ladder": rungs[self.picked()]}
+        return plain | rungs | ladder | {"ladder": ladder[self.picked()]}
 
     def picked(self) -> str:
         """The rung that SLOPE picks on the ladder."""
-        rungs = self.rungs()
-        return list(rungs)[rung([*rungs.values()])]
+        ladder = ladder_of(self.evidence, self.ridged)
+        return list(ladder)[rung([*ladder.values()], agree=_AGREE)]
 
     def interactions(self) -> Floats:
         """How far DR is from what it would be if incentive, tone and timing simply added up: terms (n,)."""
@@ -166,6 +176,7 @@ def read(
     sums, sizes = np.zeros((len(people), width)), np.zeros((len(people), width))
     parts: dict[str, list[Reading]] = {name: [] for name in targets}
     tallies: list[Tally] = []
+    balances: list[balancing.Sums] = []
     for start in range(0, n, BLOCK):
         block = slice(start, start + BLOCK)
         part = dataset.take(block)
@@ -178,8 +189,10 @@ def read(
             frozen.model.predict(part.rounds) if frozen.model else np.zeros(q[REWARD].shape),
             _mixed(part.rounds, loggers),
         )
-        for name, vectors in targets.items():
-            parts[name].append(_reading(part, vectors(part.rounds), prepared))
+        asked = {name: vectors(part.rounds) for name, vectors in targets.items()}
+        for name, found in asked.items():
+            parts[name].append(_reading(part, found, prepared))
+        balances.append(balancing.sums(part.rounds, asked))
         terms = _contrasts(part.rounds, q[REWARD], space)
         known = np.isfinite(terms)
         np.add.at(sums, codes[block], np.where(known, terms, 0.0))
@@ -187,7 +200,8 @@ def read(
         tallies.append(diagnostics.tally(part.rounds, space))
         tick(min(start + BLOCK, n), n)
     counts = sum(tallies[1:], start=tallies[0])
-    readings = {name: Reading.merge(found) for name, found in parts.items()}
+    ridged = balancing.weights(dataset.rounds, sum(balances[1:], start=balances[0]), space)
+    readings = {name: replace(Reading.merge(found), ridged=ridged[name]) for name, found in parts.items()}
     return Seen(readings, sums, sizes, counts.drawn, counts)
 
 

@@ -95,7 +95,7 @@ def _seen(dataset: Dataset) -> _Seen:
     p /= p.sum(axis=1, keepdims=True)
     shape = (len(p), incentives * tones, timings)
     chances = np.column_stack([p[:, HOLD + 1 :].reshape(shape).sum(axis=2), p[:, HOLD]])
-    allowed = rounds.allowed[:, HOLD + 1 :].reshape(shape).any(axis=2)
+    allowed: Bools = np.any(rounds.allowed[:, HOLD + 1 :].reshape(shape), axis=2)
     keys = np.column_stack([dataset.stages, rounds.loggers, _codes(rounds.allowed)])
     _, group = np.unique(keys, axis=0, return_inverse=True)
     group = group.reshape(-1)

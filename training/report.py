@@ -141,7 +141,8 @@ def sentence(evaluation: Evaluation, verdict: Verdict) -> str:
         reason = verdict.reasons[0]
         return f"Not enough evidence to decide. {_capital(reason.text)}. To mend it: {reason.mend}."
     if verdict.reasons[0].code.startswith("fairness") and verdict.reasons[0].speaks == "against":
-        return f"Keep {_lower(reference.title)}. {_capital(verdict.reasons[0].text)}. To mend it: {verdict.reasons[0].mend}."
+        unfair = verdict.reasons[0]
+        return f"Keep {_lower(reference.title)}. {_capital(unfair.text)}. To mend it: {unfair.mend}."
     lift = always_valid(best.lift, level=verdict.level)
     gain, low, high = (_more(x, evaluation.currency) for x in (lift.value, lift.low, lift.high))
     than = _lower(reference.title)

@@ -121,7 +121,7 @@ def fit(sums: Moments, space: ActionSpace) -> tuple[RewardModel, ...]:
 
     Each takes the penalty that predicts the first fold best from the others.
     """
-    design = _Design(space, width=sums.zr.shape[2])
+    design = Design(space, width=sums.zr.shape[2])
     grams = np.stack([design.gram(zz) for zz in sums.zz])
     products = np.stack([design.product(zr) for zr in sums.zr])
     rest = _Rest(grams.sum(axis=0) - grams, products.sum(axis=0) - products)
@@ -178,7 +178,7 @@ def _squares(fits: Floats, gram: Floats, products: Floats) -> Floats:
     return errors
 
 
-class _Design:
+class Design:
     """The factored model's columns: levels crossed with `z`, then pairs of levels on their own."""
 
     def __init__(self, space: ActionSpace, *, width: int) -> None:

@@ -269,9 +269,7 @@ def _tier(rounds: Dataset, sizes: Sequence[_Size], gains: Floats, *, at: int, le
     )
 
 
-def _thresholds(
-    rounds: Dataset, sizes: Sequence[_Size], gains: Floats, *, level: float
-) -> tuple[Threshold, ...]:
+def _thresholds(rounds: Dataset, sizes: Sequence[_Size], gains: Floats, *, level: float) -> tuple[Threshold, ...]:
     """Return, ladder by ladder, the smallest size that is shown to pay."""
     found, customers = [], rounds.rounds.customers
     for ladder in dict.fromkeys(size.ladder for size in sizes):
@@ -292,7 +290,9 @@ def _threshold(ladder: str, tiers: Sequence[int], adds: Sequence[Figure]) -> Thr
         return Threshold(ladder=ladder, tier=tiers[paying], adds=adds[paying], says=says)
     best = max(adds, key=lambda f: -np.inf if f.value is None else f.value)
     if all(f.below for f in adds):
-        return Threshold(ladder=ladder, tier=None, adds=best, says="no size pays: each is shown to cost more than it brings")
+        return Threshold(
+            ladder=ladder, tier=None, adds=best, says="no size pays: each is shown to cost more than it brings"
+        )
     why = best.missing or "not enough evidence: no size is shown to bring more than it costs; wait for more decisions"
     return Threshold(ladder=ladder, tier=None, adds=best, says=why)
 

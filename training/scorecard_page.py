@@ -125,7 +125,9 @@ def sentence(card: Scorecard) -> str:
     said = _sentence(found.program[0], card)
     if card.policy or card.arm:
         about = f"policy {card.policy}" if card.policy else f"arm {card.arm}"
-        return f"This is about the whole program, not about {about} alone, whose customers were not drawn for it. {said}"
+        return (
+            f"This is about the whole program, not about {about} alone, whose customers were not drawn for it. {said}"
+        )
     return said
 
 

@@ -9,6 +9,7 @@ from optimizer.actions import Floats
 from optimizer.policy import Rounds
 from tests.training.worlds import World, best_for, made_up
 from training import reading
+from training.balancing import PRIORS
 from training.evaluate import Evaluation, Target, baselines, best_fixed, deployed, evaluate, today
 from training.ope import ESTIMATORS
 from training.reward_model import cross_fit
@@ -31,7 +32,7 @@ def result() -> Evaluation:
 def test_every_target_has_every_estimate(result: Evaluation) -> None:
     assert [s.name for s in result.scores] == ["today", "hold", "rules", "uniform", "good"]
     for score in result.scores:
-        assert set(score.estimates) == {*ESTIMATORS, "pi-pairs", "pi-levels", "ladder"}
+        assert set(score.estimates) == {*ESTIMATORS, "pi-pairs", "pi-levels", *PRIORS, "ladder"}
         assert score.value.low <= score.value.value <= score.value.high
         assert sum(s.share for s in score.stages) == pytest.approx(1.0)
 
@@ -123,7 +124,7 @@ def test_other_intervals_agree_with_student_t(result: Evaluation) -> None:
     for name in ("bca", "poisson"):
         assert score.intervals[name].low == pytest.approx(score.value.low, abs=0.3 * score.value.error)
         assert score.intervals[name].high == pytest.approx(score.value.high, abs=0.3 * score.value.error)
-    assert score.picked in ("dr", "pi-pairs", "pi-levels")
+    assert score.picked in PRIORS
     assert score.estimates["ladder"] == score.estimates[score.picked]
 
 

@@ -137,7 +137,9 @@ def test_more_customers_than_groups_are_gathered_whole() -> None:
     assert clustered(terms, groups).error == pytest.approx(clustered(terms, customers).error, rel=0.08)
 
 
-@pytest.mark.parametrize("customers", [np.array([-3, 7, 7, -3]), np.array([10**12, 5, 5, 10**12]), np.array([3, 0, 0, 3])])
+@pytest.mark.parametrize(
+    "customers", [np.array([-3, 7, 7, -3]), np.array([10**12, 5, 5, 10**12]), np.array([3, 0, 0, 3])]
+)
 def test_codes_of_customers_may_be_any_numbers(customers: Ints) -> None:
     assert clustered(np.array([1.0, 2.0, 4.0, 8.0]), customers) == clustered(
         np.array([1.0, 2.0, 4.0, 8.0]), np.array([0, 1, 1, 0])

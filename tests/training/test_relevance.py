@@ -1,4 +1,4 @@
-"""Relevance: what moves a choice is what is known of the customer, and neither the guardrails nor a change of policy."""
+"""Relevance: what moves a choice is what is known of the customer, not guardrails or a change of policy."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def test_a_policy_that_treats_all_alike_moves_nothing() -> None:
 
 
 def test_what_the_context_moves_is_what_a_count_by_hand_gives() -> None:
-    """Half of the customers get the badge with 0.5, the others with 0.1: 0.2 up or down, and 0.2 of the whole choice."""
+    """Half of the customers get the badge with 0.5, the others with 0.1: 0.2 up or down, of the whole choice too."""
     half = WORLD.rounds.customers % 2 == 0
     found = relevance(log(np.where(half, 0.5, 0.1)))
     for s, stage in enumerate(PROGRAM.stages):

@@ -1,0 +1,129 @@
+"""Which weights carry the rounds of a log over to a target, if effects are smooth in the levels? Ridge weights.
+
+A propensity weight `pi(A) / mu(A)` balances every action at every context, and pays for it in spread. These weights
+solve a ridge regression instead (augmented minimax linear estimation; Hirshberg and Wager, 2021): what the log's design
+is, summed over rounds, becomes what the target's is, exactly for the constant, any nudge and each level, and as far as
+it is worth its noise for what depends on the context, for pairs of levels and for single actions. In
+
+    sum_a pi(a) q(x, a)  +  w (r - q(x, A))
+
+they take the place of `pi(A) / mu(A)`. How large a pair, an action's own effect or a dependence on the context may be
+expected to be, in standard deviations of a reward, is declared here once; where effects are larger, a bias is left that
+falls as rounds are added. So these estimates are reported and never decide.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import solve
+
+from optimizer.actions import ActionSpace, Floats
+from optimizer.policy import Rounds
+from training.reward_model import Design
+
+_FREE = 1e3
+"""The variance of what is balanced exactly, in variances of a reward."""
+
+_NONE = 1e-12
+
+
+class Prior(NamedTuple):
+    """The variance that effects are given, in variances of a reward: a pair's, an action's own, with the context."""
+
+    pairs: float
+    actions: float
+    contexts: float
+
+
+PRIORS = MappingProxyType(
+    {
+        "ridge-actions": Prior(0.03, 0.01, 0.01),
+        "ridge-pairs": Prior(0.01, _NONE, 0.01),
+        "ridge-levels": Prior(_NONE, _NONE, 0.1),
+    }
+)
+"""The rungs of the ladder, from the least biased to the least spread."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What weights are found from, summed over rounds, with `z = (1, context)`.
+
+    Args:
+        drawn: (k, d + 1, d + 1), `z` with itself, by the action drawn.
+        wanted: for each target, (k, d + 1), its probability of each action times `z`.
+    """
+
+    drawn: Floats
+    wanted: Mapping[str, Floats]
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(self.drawn + other.drawn, {name: x + other.wanted[name] for name, x in self.wanted.items()})
+
+
+def sums(rounds: Rounds, targets: Mapping[str, Floats]) -> Sums:
+    """Sum up rounds and targets' probabilities (n, k): blocks of rounds add up.
+
+    >>> rounds = Rounds(
+    ...     contexts=np.ones((2, 1)), allowed=np.ones((2, 2), dtype=bool),
+    ...     probabilities=np.array([[0.5, 0.5], [0.25, 0.75]], dtype=np.float32), actions=np.array([1, 0]),
+    ...     rewards=np.array([1.0, 0.0]), customers=np.array([0, 1]), at=np.zeros(2), cost_prices=np.zeros(2),
+    ...     burdens=np.zeros(2), loggers=np.zeros(2, dtype=np.intp))
+    >>> sums(rounds, {"always": np.array([[0.0, 1.0], [0.0, 1.0]])}).wanted["always"].tolist()
+    [[0.0, 0.0], [2.0, 2.0]]
+    """
+    z = _design(rounds)
+    k = rounds.probabilities.shape[1]
+    drawn = np.zeros((k, z.shape[1], z.shape[1]))
+    order = np.argsort(rounds.actions, kind="stable")
+    edges = np.searchsorted(rounds.actions[order], np.arange(k + 1))
+    for action in np.flatnonzero(np.diff(edges)):
+        rows = z[order[edges[action] : edges[action + 1]]]
+        drawn[action] = rows.T @ rows
+    return Sums(drawn, {name: vectors.T @ z for name, vectors in targets.items()})
+
+
+def weights(rounds: Rounds, found: Sums, space: ActionSpace) -> dict[str, dict[str, Floats]]:
+    """Return for each target the weights (n,) of rounds on each rung; `found` are the sums over all of them."""
+    design = Design(space, width=found.drawn.shape[1])
+    own = found.drawn[1:, 0, 0]
+    shared = _shared(design, found.drawn)[1:]
+    gram = np.block([[design.gram(found.drawn), shared.T], [shared, np.diag(own)]])
+    names = list(found.wanted)
+    wanted = np.column_stack([_columns(design, found.wanted[name]) for name in names])
+    z, answers = _design(rounds), {name: dict[str, Floats]() for name in names}
+    for rung, prior in PRIORS.items():
+        solved = solve(gram + np.diag(1.0 / _variances(design, prior)), wanted, assume_a="pos")
+        for column, name in enumerate(names):
+            by_action = design.by_action(solved[: len(design.caution), column])
+            by_action[1:, 0] += solved[len(design.caution) :, column]
+            answers[name][rung] = np.einsum("nj,nj->n", z, by_action[rounds.actions])
+    return answers
+
+
+def _design(rounds: Rounds) -> Floats:
+    return np.column_stack([np.ones(len(rounds)), rounds.contexts])
+
+
+def _shared(design: Design, drawn: Floats) -> Floats:
+    """Shape (k, p): each action's own column with the model's."""
+    crossed = np.einsum("ap,aj->apj", design.crossed, drawn[:, 0]).reshape(len(drawn), -1)
+    return np.hstack([crossed, drawn[:, 0, 0, None] * design.pairs])
+
+
+def _columns(design: Design, wanted: Floats) -> Floats:
+    """Shape (p + k - 1,): the model's columns summed over what a target wants, then each nudge's own."""
+    return np.concatenate([design.product(wanted[:, :, None])[:, 0], wanted[1:, 0]])
+
+
+def _variances(design: Design, prior: Prior) -> Floats:
+    """Shape (p + k - 1,): how large the effect of each column may be expected to be."""
+    levels, width = design.crossed.shape[1], design.width
+    crossed = np.full((levels, width), prior.contexts)
+    crossed[:, 0] = _FREE
+    crossed[0] = _FREE
+    pairs, actions = np.full(design.pairs.shape[1], prior.pairs), np.full(len(design.crossed) - 1, prior.actions)
+    return np.concatenate([crossed.ravel(), pairs, actions])
