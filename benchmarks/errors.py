@@ -13,9 +13,10 @@ import numpy as np
 from benchmarks.results import Row, write
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.policy import Rounds
+from training import balancing
 from training.ope import ESTIMATORS, dr, weigh
 from training.pseudo_inverse import Order, lever
-from training.reading import reported, rungs_of
+from training.reading import ladder_of, reported
 from training.reward_model import cross_fit
 
 SPACE = ActionSpace(("a", "b", "c", "d", "e"), ("w", "x", "y", "z"), ("1", "2", "3"), features=("one", "u", "v", "w"))
@@ -95,10 +96,12 @@ def errors(kind: Kind, *, n: int, replications: int) -> dict[str, float]:
         rounds, target, truth = log(given, rng, n=n)
         evidence = weigh(rounds, target, cross_fit(rounds, SPACE).predict(rounds))
         terms = {name: e.terms(evidence) for name, e in ESTIMATORS.items()}
-        ladder: tuple[tuple[str, Order], ...] = (("pi-pairs", 2), ("pi-levels", 1))
-        factored = {name: lever(rounds, SPACE, order=order).weights(target) for name, order in ladder}
+        orders: tuple[tuple[str, Order], ...] = (("pi-pairs", 2), ("pi-levels", 1))
+        factored = {name: lever(rounds, SPACE, order=order).weights(target) for name, order in orders}
         terms |= {name: dr(evidence.reweighted(w)) for name, w in factored.items()}
-        terms["reported"] = reported(rungs_of(evidence, factored))
+        ridged = balancing.weights(rounds, balancing.sums(rounds, {"target": target}), SPACE)["target"]
+        ladder = ladder_of(evidence, ridged)
+        terms |= ladder | {"reported": reported(ladder)}
         for name, x in terms.items():
             misses.setdefault(name, []).append(float(x.mean()) / truth - 1.0)
     return {name: float(np.sqrt(np.mean(np.square(x)))) for name, x in misses.items()}

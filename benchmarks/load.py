@@ -66,13 +66,24 @@ class Wave(NamedTuple):
     rate: float = 0.0
 
 
+class Answering(NamedTuple):
+    """Who answers: the port, and the processes."""
+
+    port: int
+    pids: tuple[int, ...]
+
+
 class Heard(NamedTuple):
-    """What came of a wave: answers a second, seconds until each answer, answers that were not what was hoped for."""
+    """What came of a wave: answers a second, seconds until each answer, answers that were not what was hoped for.
+
+    `busy` is the processor time of who answered, in seconds.
+    """
 
     rate: float
     latencies: "np.typing.NDArray[np.float64]"
     bad: int
     degraded: int
+    busy: float = 0.0
 
 
 @contextmanager
