@@ -232,9 +232,7 @@ def add_profile(call: Call, customer_id: str, profile: Profile, *, rev: int) -> 
     call.rows.append(Row(call.customer(customer_id), rev, fields=(("profile", call.record(profile)),)))
 
 
-def _watches(
-    call: Call, program: Program, before: Place | None, after: Customer
-) -> Sequence[tuple[int, float, int]]:
+def _watches(call: Call, program: Program, before: Place | None, after: Customer) -> Sequence[tuple[int, float, int]]:
     """Return when to look at a customer again, where that is not what it was."""
     dues = [None if c is None else journey.missed(program, c) for c in (before and before.customer, after)]
     was, due = (None if d is None else d.at for d in dues)

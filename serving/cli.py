@@ -181,7 +181,13 @@ def import_(log: Path, mapping: Path, as_json: bool) -> None:
 
 @main.command()
 @program_argument
-@click.option("--kind", "kinds", multiple=True, help="Fit only this kind of policy; may be repeated.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    help="Fit only this kind of policy: thompson, squarecb, boosted, vowpal, or, only where asked for, greedy, "
+    "hierarchical, recovering, logistic. May be repeated.",
+)
 @as_json
 def train(program: str, kinds: tuple[str, ...], as_json: bool) -> None:
     """Fit candidates on the earlier part of the archived log and register them in MLflow."""

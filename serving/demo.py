@@ -161,7 +161,7 @@ def _tell(population: Population, url: str, *, told: Told, began: float) -> Stor
 def _judged(population: Population, first: Run, evaluated: loop.Evaluated, *, told: Told) -> Judged:
     """Put the truth beside the estimate, on the very rounds that were judged."""
     program = population.program
-    log = dataset.load(settings.load().archive, program)
+    log = dataset.load(settings.load().archive, program, arms="judging")  # as the loop cuts it
     later = training.split(log).later
     name = evaluated.challenger
     (version,) = (v.version for v in evaluated.values if v.policy == name)

@@ -194,7 +194,8 @@ async def test_whoever_is_killed_in_between_each_is_asked_about_once(store: Stor
     script = textwrap.dedent(KILLED)
     root = Path(__file__).parents[2]
     child = subprocess.Popen(  # noqa: ASYNC220  (a moment, in a test)
-        [sys.executable, "-c", script, server.url], stdout=subprocess.PIPE, cwd=root)
+        [sys.executable, "-c", script, server.url], stdout=subprocess.PIPE, cwd=root
+    )
     assert child.stdout is not None
     await asyncio.to_thread(child.stdout.readline)
     os.kill(child.pid, signal.SIGKILL)
