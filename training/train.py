@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
+from optimizer.actions import Floats
 from optimizer.policy import Policy
 from optimizer.program import DAY
 from policies import KINDS
@@ -19,6 +20,9 @@ from training.reward_model import fold_of
 
 LEARNERS = tuple(kind for kind in ("thompson", "squarecb", "boosted", "vowpal") if kind in KINDS)
 """The kinds that are trained where nobody says otherwise, the default first."""
+
+NAMED = tuple(kind for kind in ("greedy", "hierarchical", "recovering", "logistic") if kind in KINDS)
+"""Kinds that are trained where they are asked for by name."""
 
 SETTINGS: Mapping[str, Mapping[str, float]] = MappingProxyType({"thompson": MappingProxyType({"boldness": 1.0})})
 """How candidates differ from a kind's defaults. A bolder committee keeps to Thompson's rule: on a log of nudges at
@@ -41,6 +45,9 @@ _TITLES = {
     "boosted": "Boosted trees",
     "vowpal": "Vowpal Wabbit",
     "greedy": "Greedy",
+    "hierarchical": "Thompson sampling by segment",
+    "recovering": "Recovering differences",
+    "logistic": "Logistic factors",
 }
 
 
@@ -90,21 +97,29 @@ def _came_whole(dataset: Dataset) -> bool:
     return all(name.startswith(IMPORTED) for name in dataset.loggers)
 
 
+def _range(rewards: Floats) -> dict[str, float]:
+    """Return the least and the largest reward: what a model of yes or no takes for no and yes."""
+    low, high = (float(rewards.min()), float(rewards.max())) if len(rewards) else (0.0, 1.0)
+    return {"lowest": low, "highest": high if high > low else low + 1.0}
+
+
 def train(dataset: Dataset, *, kinds: Sequence[str] = LEARNERS, progress: Progress | None = None) -> list[Candidate]:
     """Train a policy of each kind on a dataset, from its shaped rewards.
 
     Raises:
         ValueError: for a kind that there is not.
     """
-    if unknown := [k for k in kinds if k not in KINDS]:
-        raise ValueError(f"there is no policy kind {unknown[0]!r}: expected some of {', '.join(LEARNERS)}")
+    if unknown := [k for k in kinds if k not in (*LEARNERS, *NAMED)]:
+        raise ValueError(
+            f"there is no policy kind {unknown[0]!r} that learns: expected some of {', '.join((*LEARNERS, *NAMED))}"
+        )
     dataset = dataset.learnable()
     rounds = replace(dataset.rounds, rewards=dataset.training_rewards)
     candidates = []
     for done, kind in enumerate(kinds):
         if progress is not None:
             progress(f"training {kind}", done, len(kinds))
-        settings = SETTINGS.get(kind, {})
+        settings = _range(rounds.rewards) if kind == "logistic" else SETTINGS.get(kind, {})
         policy: Policy = KINDS[kind](dataset.program.space, **settings)  # type: ignore[call-arg]  # learners take a space
         policy.learn(rounds)
         params = {"rounds": float(len(rounds)), **settings}

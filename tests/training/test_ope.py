@@ -23,7 +23,7 @@ from training.ope import (
     switched,
     weigh,
 )
-from training.pseudo_inverse import lever, pseudo_inverse
+from training.pseudo_inverse import pseudo_inverse
 
 LOGGED = np.array([[0.5, 0.3, 0.2], [0.25, 0.75, 0.0]])
 TARGET = np.array([[0.1, 0.2, 0.7], [0.9, 0.1, 0.0]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.training.worlds import made_up
-from training.train import LEARNERS, split, train
+from training.train import LEARNERS, NAMED, split, train
 
 WORLD = made_up(n=3_000, seed=31)
 
@@ -58,6 +58,21 @@ def test_thompson_is_the_first_of_the_learners() -> None:
     assert LEARNERS[0] == "thompson"
 
 
+@pytest.mark.parametrize("kind", NAMED)
+def test_every_other_kind_may_be_asked_for_by_name(kind: str) -> None:
+    """On a log where badges help newcomers, each chooses them more often than a nudge at random would."""
+    (candidate,) = train(WORLD.dataset, kinds=[kind])
+    rounds, space = WORLD.dataset.rounds, WORLD.dataset.program.space
+    vectors = candidate.policy.probabilities(rounds.contexts, rounds.allowed, rounds.prices(space))
+    chance = rounds.allowed / rounds.allowed.sum(axis=1, keepdims=True)
+    assert WORLD.value(vectors) > WORLD.value(chance)
+
+
+def test_what_does_not_learn_is_no_candidate() -> None:
+    with pytest.raises(ValueError, match="no policy kind 'mixture' that learns"):
+        train(WORLD.dataset, kinds=["mixture"])
+
+
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="there is no policy kind 'magic': expected some of thompson"):
+    with pytest.raises(ValueError, match="there is no policy kind 'magic' that learns: expected some of thompson"):
         train(WORLD.dataset, kinds=["magic"])
