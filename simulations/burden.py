@@ -82,7 +82,7 @@ def burden_price(log: Dataset) -> BurdenPrice:
     if weight <= 0.0:
         return none
     estimate, error = -effect.value / weight, effect.error / weight
-    scale = float(np.abs(log.after.day_rewards).mean()) * days  # prices beyond what all these days earn are unlikely
+    scale = float(np.abs(log.after.day_rewards).mean())  # a price of more than a usual day earns is unlikely
     trust = scale**2 / (scale**2 + error**2) if scale else 0.0
     value = max(prior + trust * (estimate - prior), 0.0)
     return BurdenPrice(value, estimate, error, days, len(rows), people)

@@ -256,12 +256,12 @@ def _keep(population: Population, state: State, reported: Happenings, *, rows: s
 
 
 def _lapse(population: Population, state: State, *, rows: slice, day: int, done: Bools, fork: int) -> None:
-    """Let some who did nothing drift away, the fewer the more habit they have; and those who acted come back."""
+    """Let some who did nothing drift away, half as many with full habit as with none; those who acted come back."""
     world, effects = population.world, population.effects
     if not world.lapsing:
         return
     acted = (done & (effects.of_channel(STEP) | effects.of_channel(GOAL))).any(axis=1)
-    hazard = world.lapsing * population.people.lapsing[rows] * (1.0 - state.habit[rows])
+    hazard = world.lapsing * population.people.lapsing[rows] * (1.0 - HALF * state.habit[rows])
     u = population.chance("lapse", day, rows=rows, columns=1, fork=fork)[:, 0]
     state.lapsed[rows] = ~acted & (state.lapsed[rows] | (u < hazard))
 

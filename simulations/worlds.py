@@ -62,7 +62,7 @@ class World:
         gradient: what a milestone within reach adds to steps; `gradient_shape` bends how that grows with the share
             done: 1 straight, 2 late. comeback: share by which a nudge does more after a missed day or two. dip: what
             a reached goal takes from the next, wearing off over `dip_days`.
-        lapsing: chance that a customer without any habit drifts away within a day; with a full habit nobody does. Those
+        lapsing: chance that a customer without any habit drifts away within a day; half of it with full habit. Those
             who have hardly act, until a step brings them back.
         deal: what an incentive adds to goals for being dear, at most: half of it where the cost is `deal_half` of
             the goal's value. bargain: how much less those likely to buy anyway care for what costs something (log).
@@ -254,7 +254,7 @@ CALIBRATED = World(
     habit_gain=0.06,
     habit_pull=1.9,
     burden=0.003,
-    lapsing=0.015,
+    lapsing=0.02,
     gradient=2.6,
     gradient_shape=1.0,
     deal=1.8,

@@ -16,10 +16,10 @@ from simulations.worlds import WORLDS
 
 START = 1_767_571_200.0
 PROGRAM = Program.parse(read("fitness-coaching"), source="fitness-coaching.toml")
-TIGHT = replaced(PROGRAM, guardrails=replaced(PROGRAM.guardrails, budget=Budget(amount=60.0)))
+TIGHT = replaced(PROGRAM, guardrails=replaced(PROGRAM.guardrails, budget=Budget(amount=30.0)))
 
 
-def _population(program: Program, *, customers: int = 120) -> Population:
+def _population(program: Program, *, customers: int = 60) -> Population:
     return populate(program, WORLDS["demo"], customers=customers, seed=3, start=START)
 
 
@@ -40,7 +40,7 @@ def _policies(past: Run) -> list[Policy]:
 def test_without_a_log_the_actions_are_those_of_the_engine_under_a_budget_that_runs_out(past: Run) -> None:
     for policy in _policies(past):
         kept = rollout(past.population, sole(policy), days=4, since=past)
-        for slot in (7, 50, None):
+        for slot in (7, None):
             lean = rollout(past.population, sole(policy), days=4, since=past, logged=False, slot=slot)
             np.testing.assert_array_equal(lean.history.actions, kept.history.actions)
             assert lean.left.left.budget == kept.left.left.budget
@@ -56,6 +56,6 @@ def test_without_a_log_the_held_out_are_held_and_arms_have_their_policies() -> N
     kept = rollout(_population(shared), choosers, days=4)
     lean = rollout(_population(shared), choosers, days=4, logged=False, slot=31)
     np.testing.assert_array_equal(lean.history.actions, kept.history.actions)
-    nudged = (lean.history.actions > 0).any(axis=0)
-    assert nudged[np.array([arm == CHAMPION for arm in lean.arms])].any()
-    assert not nudged[np.array([arm == "holdout" for arm in lean.arms])].any()
+    nudged = np.flatnonzero((lean.history.actions > 0).any(axis=0))
+    assert CHAMPION in {lean.arms[i] for i in nudged.tolist()}
+    assert "holdout" not in {lean.arms[i] for i in nudged.tolist()}
