@@ -239,7 +239,7 @@ class _Sums:
             [(f.T @ self.by_action.reshape(k, -1)).reshape(main, b), h.T @ self.by_action[:, bias]], axis=0
         )
         ur = np.concatenate([(f.T @ self.r_by_action).ravel(), h.T @ self.r_by_action[:, bias]])
-        return {"uu": uu, "uy": uy, "ur": ur}
+        return {"uu": (uu + uu.T) / 2.0, "uy": uy, "ur": ur}  # symmetric to the last bit: half of it is saved
 
     def expanded(self) -> dict[str, Floats]:
         """Return the sums as `Statistics` has them."""
