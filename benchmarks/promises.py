@@ -14,7 +14,7 @@ from optimizer.programs import read
 from simulations import comparison
 from simulations.comparison import Against, Compared, Comparison, Spread
 
-CUSTOMERS, DAYS, REPLICATIONS = 2_000, 90, 5
+CUSTOMERS, DAYS, REPLICATIONS = 400, 90, 3
 NAMES = {"hold": "no nudge", "fixed": "the best single nudge for all", "clicks": "greed for clicks"}
 
 

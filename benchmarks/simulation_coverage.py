@@ -25,7 +25,7 @@ from training import evaluate as judging
 from training.dataset import Dataset
 
 START = 1_767_571_200.0
-REPLICATIONS, CUSTOMERS, DAYS = 40, 300, 9
+REPLICATIONS, CUSTOMERS, DAYS = 10, 200, 9
 TARGETS = ("hold", "rules")
 
 

@@ -33,7 +33,7 @@ FIXED = ("hold", "fixed", "rules", "uniform")
 
 LEARNERS = tuple(kind for kind in KINDS if kind not in ("hold", "fixed", "rules", "uniform", "mixture"))
 SPECIAL = ("clicks", "patient", "best")
-"""`clicks` is greedy for the commonest step; `patient` is Thompson sampling with a price on burden that the past shows;
+"""`clicks` is greedy for the commonest step; `patient` is Thompson sampling with a price on burden, from the past;
 `best` is the simulator's own best, one step ahead."""
 
 NAMES = (*FIXED, *LEARNERS, *SPECIAL)

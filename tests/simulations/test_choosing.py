@@ -7,16 +7,16 @@ from msgspec.structs import replace as replaced
 from optimizer.engine import CHALLENGER, CHAMPION, Chooser
 from optimizer.policy import Policy
 from optimizer.program import Budget, Experiment, Program
-from optimizer.programs import read
 from policies.fixed import FixedNudge, Hold, Rules, Uniform
 from policies.thompson import Thompson
 from simulations.population import Population, populate
 from simulations.rollout import Run, rollout, sole
 from simulations.worlds import WORLDS
+from tests.small_program import small
 
 START = 1_767_571_200.0
-PROGRAM = Program.parse(read("fitness-coaching"), source="fitness-coaching.toml")
-TIGHT = replaced(PROGRAM, guardrails=replaced(PROGRAM.guardrails, budget=Budget(amount=30.0)))
+PROGRAM = small()
+TIGHT = replaced(PROGRAM, guardrails=replaced(PROGRAM.guardrails, budget=Budget(amount=12.0)))
 
 
 def _population(program: Program, *, customers: int = 60) -> Population:
@@ -45,6 +45,7 @@ def test_without_a_log_the_actions_are_those_of_the_engine_under_a_budget_that_r
             np.testing.assert_array_equal(lean.history.actions, kept.history.actions)
             assert lean.left.left.budget == kept.left.left.budget
             assert lean.metrics == kept.metrics
+    assert past.left.left.budget < 12.0 * 100, "something should have been spent"
 
 
 def test_without_a_log_the_held_out_are_held_and_arms_have_their_policies() -> None:
