@@ -210,7 +210,11 @@ def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequen
                 continue
             for peer, said, most in _against(grid, *wanted):
                 rows += _compared(
-                    f"{kind}: regret, {family} {name} world", ours, grid[peer], peer=f"{peer} ({said})", most=most
+                    f"{kind}: regret, {family} {name} world, seeds {len(seeds)}",
+                    ours,
+                    grid[peer],
+                    peer=f"{peer} ({said})",
+                    most=most,
                 )
     return rows
 

@@ -22,9 +22,7 @@ Members = npt.NDArray[np.uint32]
 
 _RIDGE = 1e-7
 _PASSES = 5
-"""Times at most that the error of the ridge is taken out: each divides it by an eigenvalue over the ridge."""
-
-_EXACT = 1e-13
+"""Times that the error of the ridge is taken out: each divides it by an eigenvalue over the ridge."""
 
 
 def pseudo_inverse(rounds: Rounds, space: ActionSpace, *, order: Order) -> Floats:
@@ -69,7 +67,7 @@ def lever(rounds: Rounds, space: ActionSpace, *, order: Order) -> Lever:
     design = _design(space, order)
     rows = np.empty((len(rounds), design.columns.shape[1]))
     loops = _compiled()
-    probabilities = np.ascontiguousarray(rounds.probabilities, dtype=np.float32)
+    probabilities = np.ascontiguousarray(rounds.probabilities)
     actions = np.ascontiguousarray(rounds.actions, dtype=np.intp)
     loops(probabilities, actions, design.members, design.cells, design.sizes, rows)
     return Lever(rows, design.columns)
@@ -158,8 +156,6 @@ def _solve(  # noqa: C901, PLR0912, PLR0917  (numba takes arguments by position,
             for i in range(p):
                 for j in range(p):
                     left[j] -= gram[i, j] * found[i]
-            if np.abs(left).max() < _EXACT:
-                break
             for i in range(p):
                 left[i] /= factor[i, i]
                 for j in range(i + 1, p):

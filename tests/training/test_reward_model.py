@@ -25,7 +25,7 @@ def columns(space: ActionSpace, rounds: Rounds) -> Floats:
 
 def test_sums_by_action_give_the_same_fit_as_ridge_regression_on_rows() -> None:
     model = cross_fit(ROUNDS, SPACE, folds=3)
-    design = reward_model._Design(SPACE, width=1 + SPACE.d)
+    design = reward_model.Design(SPACE, width=1 + SPACE.d)
     X = columns(SPACE, ROUNDS)
     folds = fold_of(ROUNDS.customers, folds=3)
     for fold in range(3):
