@@ -312,7 +312,7 @@ def regained(lost: Lost) -> float:
 def chart(seeds: Sequence[int], *, decisions: int) -> None:
     """Draw regret as it adds up in the additive and the pairwise world, from what is kept."""
     mpl.use("agg")
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained")
     for axis, (family, name) in zip(axes, MAIN, strict=True):
         for label in (*JUDGED, *_tried(family)):
             cells = [Cell(family, name, label, seed, decisions) for seed in seeds]
@@ -322,7 +322,8 @@ def chart(seeds: Sequence[int], *, decisions: int) -> None:
             style = {"linewidth": 2.5} if label in JUDGED else {"linewidth": 1.0, "alpha": 0.7}
             axis.plot(500 * np.arange(1, len(lost) + 1), 500 * np.cumsum(lost), label=label, **style)
         axis.set(title=f"{name} world", xlabel="decisions", ylabel="cumulative regret, with floor")
-        axis.legend(fontsize=6)
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(FOLDER / "policies.png", dpi=110)
     plt.close(figure)
 
