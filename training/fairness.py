@@ -15,6 +15,8 @@ import numpy as np
 from fairlearn.metrics import MetricFrame, mean_prediction  # type: ignore[import-untyped]  # it ships no types
 
 from optimizer.actions import HOLD, Bools, Floats, Ints
+from optimizer.floor import spread
+from optimizer.policy import Rounds
 from optimizer.program import Program
 from training import reward_model
 from training.dataset import Dataset
@@ -172,9 +174,12 @@ class _Seen(NamedTuple):
 
 
 def _seen(dataset: Dataset, target: Target | None) -> _Seen:
-    """Work out the chance of a nudge and what it adds over holding, a block of rounds at a time."""
-    rounds = dataset.rounds
-    model = reward_model.cross_fit(rounds, dataset.program.space)
+    """Work out the chance of a nudge and what it adds over holding, a block of rounds at a time.
+
+    The gain is that of what is chosen: what the floor explores costs every policy the same, and is no harm of this one.
+    """
+    rounds, program = dataset.rounds, dataset.program
+    model = reward_model.cross_fit(rounds, program.space)
     exposure, gain = np.empty(len(rounds)), np.empty(len(rounds))
     for start in range(0, len(rounds), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -184,9 +189,25 @@ def _seen(dataset: Dataset, target: Target | None) -> _Seen:
         holding = np.zeros_like(vectors)
         holding[:, HOLD] = 1.0
         q = model.predict(part)
-        gain[rows] = dr(weigh(part, vectors, q)) - dr(weigh(part, holding, q))
+        chosen = _unexplored(vectors, part, program)
+        gain[rows] = dr(weigh(part, chosen, q)) - dr(weigh(part, holding, q))
         exposure[rows] = np.where(part.allowed[:, HOLD + 1 :].any(axis=1), 1.0 - vectors[:, HOLD], np.nan)
     return _Seen(rounds.customers, exposure, gain)
+
+
+_ROUNDING = 1e-6  # vectors were drawn from in float32
+
+
+def _unexplored(vectors: Floats, rounds: Rounds, program: Program) -> Floats:
+    """Return what a policy does where the floor explores, moved to hold, (n, k); as it is where it has no floor."""
+    explored = program.exploration.floor * spread(program.space, rounds.allowed)
+    rest = vectors - explored
+    if rest.min() < -_ROUNDING:
+        return vectors
+    rest[:, HOLD] += explored.sum(axis=1)
+    rest = np.where(rest > _ROUNDING, rest, 0.0)
+    chosen: Floats = rest / rest.sum(axis=1, keepdims=True)
+    return chosen
 
 
 def _group(seen: _Seen, mine: Bools, *, place: tuple[str, str], level: float, limits: Limits) -> Group:

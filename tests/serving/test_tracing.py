@@ -69,7 +69,9 @@ def attributes(span: Any) -> dict[str, Any]:
 async def test_a_batch_is_a_span_with_its_stages_linked_to_the_requests_in_it(tmp_path: Path) -> None:
     write_program(tmp_path)
     with embedded.serve(tmp_path / "store") as server, collector() as (url, bodies):
-        given = Settings(home=tmp_path, redis_url=server.url, traces=f"{url}/v1/traces")
+        given = Settings(
+            home=tmp_path, redis_url=server.url, traces=f"{url}/v1/traces", decide_seconds=20.0, store_seconds=20.0
+        )
         with running(given) as service:
             async with aiohttp.ClientSession(service.url) as session:
                 client = Client(session)
