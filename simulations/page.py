@@ -6,7 +6,7 @@ Self-contained: no script, nothing from elsewhere.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 
 from simulations.comparison import Against, Compared, Comparison, Played, Segment, Spread
 from simulations.fitting import Fitted
@@ -91,7 +91,7 @@ def fit_html(found: Fitted, *, command: str) -> str:
 
 def _template(name: str) -> Template:
     environment = Environment(
-        loader=PackageLoader("simulations"),
+        loader=ChoiceLoader([PackageLoader("simulations"), PackageLoader("training")]),  # the house style is there
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
