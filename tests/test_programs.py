@@ -304,6 +304,14 @@ def test_everything_that_costs_is_within_what_a_week_pays(program: Program) -> N
 
 
 @shipped
+def test_the_policies_are_told_which_rewards_grow(program: Program) -> None:
+    tiers = {x.name: x.tier for x in program.incentives if x.ladder}
+    ladders = program.space.ladders
+    assert sorted(name for ladder in ladders for name in ladder) == sorted(tiers)
+    assert all([tiers[name] for name in ladder] == sorted(tiers[name] for name in ladder) for ladder in ladders)
+
+
+@shipped
 def test_a_larger_reward_on_a_ladder_costs_more(program: Program) -> None:
     ladders = {i.ladder for i in program.incentives if i.ladder}
     for ladder in ladders:
