@@ -14,8 +14,8 @@ UPGRADE ?=
 BIN := .venv/bin
 READY := .venv/.ready
 COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-header
-# One file of tests goes to one worker: a server that a file starts is started once.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+# One file of tests goes to one worker: a server that a file starts is started once. They keep the order of conftest.py.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

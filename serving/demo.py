@@ -115,7 +115,8 @@ def run(*, json_file: Path | None, home: Path | None, customers: int | None) -> 
     console.print(_opening(population))
     with _service() as url, output.progress() as told:
         story = _tell(population, url, told=told, began=began)
-    console.print(_closing(story, folder=folder))
+    console.print(_closing(story))
+    console.print(_where_next(story, folder=folder), soft_wrap=True)  # a path in two lines is no path
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(story), indent=2) + b"\n")
 
@@ -307,8 +308,8 @@ def _opening(population: Population) -> str:
     )
 
 
-def _closing(story: Story, *, folder: Path) -> Group:
-    return Group(_periods(story), _evaluation(story), _counts(story), _where_next(story, folder=folder))
+def _closing(story: Story) -> Group:
+    return Group(_periods(story), _evaluation(story), _counts(story))
 
 
 def _periods(story: Story) -> Table:
@@ -351,11 +352,19 @@ def _counts(story: Story) -> str:
 
 def _where_next(story: Story, *, folder: Path) -> str:
     page = max((Path("mlruns") / "demo").rglob("report.html"), key=lambda f: f.stat().st_mtime)
+    nudge = _to_type()
     return (
         "\n[bold]Where to look next[/bold]\n"
         f"  the page a marketer reads   {page}\n"
-        "  all runs, in MLflow         nudge ui --demo\n"
+        f"  all runs, in MLflow         {nudge} ui --demo\n"
         f"  the archive                 {folder / 'archive'}\n"
-        "  a service of your own       nudge serve, then README.md\n"
-        f"  a journey of your own       nudge program show {story.program}"
+        f"  a service of your own       {nudge} serve, then README.md\n"
+        f"  a journey of your own       {nudge} program show {story.program}"
     )
+
+
+def _to_type() -> str:
+    """Return how this command is called from here: `nudge`, or its path where it is not on the PATH."""
+    called = Path(sys.argv[0])
+    hidden = called.name == "nudge" and shutil.which("nudge") is None
+    return os.path.relpath(called) if hidden else "nudge"

@@ -26,6 +26,11 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("fixed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: files that start whole services must not be what the last worker is still busy with."""
+    items.sort(key=lambda item: {"e2e", "faults"}.isdisjoint(item.path.parts))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         for program in mark.args:
