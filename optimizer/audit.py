@@ -187,7 +187,7 @@ def _fields(message: Message) -> set[str]:
 
 def _legible(i: Incentive, t: Tone, message: Message) -> Legible:
     read = reading(f"{message.subject}. {message.body}")
-    return Legible(i.name, t.name, len(message.subject), read.words, read.sentences, read.ease)
+    return Legible(i.name, t.name, len(message.subject), read.words, read.sentences, min(max(read.ease, 0.0), 100.0))
 
 
 def _facts(p: Program) -> Iterator[StageFacts]:

@@ -408,13 +408,20 @@ def program_schema() -> None:
 @program_argument
 @as_json
 def program_check(program: str, as_json: bool) -> None:
-    """Say everything that is wrong with a program: file, key and mend. Exit code 2 if anything is."""
+    """Say everything that is wrong with a program: file, key and mend. Exit code 2 if there is a fault.
+
+    Also how each touch point fares by relevance, value and call to action, and how its messages read: length, and
+    Flesch's reading ease from 0 (very hard) to 100 (very easy).
+    """
     from optimizer import audit as auditing
     from serving import output, programs, settings
 
     text, source = programs.text_of(program, folder=settings.load().programs)
     found = auditing.check(text, source=source)
-    output.show(output.audited(found), as_json=as_json)
+    if as_json:
+        output.show(output.audited(found), as_json=True)
+    else:
+        output.show_audit(found)
     if not found.fit:
         sys.exit(2)
 
@@ -470,7 +477,7 @@ def program_show(program: str, target: Path | None, log: bool, as_json: bool) ->
 @click.option("--premortem", metavar="PROGRAM", help="Put a program into every kind of trouble: what breaks first?")
 @as_json
 def simulate(worlds: tuple[str, ...], **asked: Any) -> None:
-    r"""Run policies against simulated customers whose true responses are known.
+    """Run policies against simulated customers whose true responses are known.
 
     Every policy meets the same customers and the same chance, after the same two weeks at random; each replication has
     other customers. Reward, conversion, retention, momentum, messages, opt-outs, cost, regret and fairness are
@@ -486,7 +493,7 @@ def simulate(worlds: tuple[str, ...], **asked: Any) -> None:
     nudge simulate calibrated pairwise --policy hold --policy fixed --policy thompson --days 90 --output page.html
     nudge simulate --premortem fitness-coaching --customers 500
     nudge simulate --fit var/archive --program fitness-coaching
-    """
+    """  # noqa: D301  (click takes a backspace for "leave these lines as they are")
     from serving import loop, output
 
     as_json = asked.pop("as_json")

@@ -1,7 +1,8 @@
 """How does the command line speak? Tables for people, JSON for programs, progress bars on stderr."""
 
+import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -10,8 +11,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from optimizer.audit import Audit
+from optimizer.audit import SEVERITIES, Audit
 from optimizer.program import DAY, Clock, Duration, Program
+
+TRINITY = ("relevance", "value", "call_to_action")
+"""The conversion trinity: what a touch point needs."""
+
+_COLOURS = {"fault": "red", "warning": "yellow", "note": "cyan"}
 
 Told = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and of how much."""
@@ -62,15 +68,66 @@ def described(program: Program) -> dict[str, object]:
 
 
 def audited(audit: Audit) -> dict[str, object]:
-    """Return what an audit found: each finding with its place and mend, and the share of touch points that hold up."""
+    """Return what an audit found: each finding with its place and mend, each touch point, how each message reads."""
     return {
         "fit": audit.fit,
-        **{part: audit.share(part) for part in ("relevance", "value", "call_to_action")},
+        **{part: audit.share(part) for part in TRINITY},
         "findings": [
             {"severity": f.severity, "place": f"{f.file}: {f.key}", "problem": f.problem, "mend": f.mend}
             for f in audit.findings
         ],
+        "touch_points": [t._asdict() for t in audit.touches],
+        "messages": [m._asdict() for m in audit.messages],
     }
+
+
+def show_audit(audit: Audit) -> None:
+    """Print what an audit found: touch points and messages in sum, then a line a finding."""
+    console = Console()
+    if audit.touches:
+        _rows(console, "Touch points: share with each element, by stage", _by_stage(audit))
+    if audit.messages:
+        _rows(
+            console,
+            "Messages: letters of the subject, words, reading ease of 100 (means over tones)",
+            _by_incentive(audit),
+        )
+    for f in audit.findings:
+        where, said = escape(f"{f.file}: {f.key}:"), escape(f"{f.problem}; {f.mend}")
+        console.print(f"[bold {_COLOURS[f.severity]}]{f.severity}[/] {where} {said}", soft_wrap=True, highlight=False)
+    counts = [f"{len(audit.of(s))} {s}{'' if len(audit.of(s)) == 1 else 's'}" for s in SEVERITIES]
+    said = "fit to meet a customer" if audit.fit else "not fit to meet a customer until the faults are mended"
+    console.print(f"{escape(audit.file)}: {', '.join(counts)}: {said}", soft_wrap=True, highlight=False)
+
+
+def _by_stage(audit: Audit) -> list[dict[str, object]]:
+    rows = []
+    for stage in dict.fromkeys(t.stage for t in audit.touches):
+        touches = [t for t in audit.touches if t.stage == stage]
+        shares = {part: f"{_mean(getattr(t, part) for t in touches):.0%}" for part in TRINITY}
+        rows.append({"stage": stage, "touch_points": len(touches), **shares})
+    return rows
+
+
+def _by_incentive(audit: Audit) -> list[dict[str, object]]:
+    rows = []
+    for incentive in dict.fromkeys(m.incentive for m in audit.messages):
+        messages = [m for m in audit.messages if m.incentive == incentive]
+        hardest = min(messages, key=lambda m: m.ease)
+        rows.append(
+            {
+                "incentive": incentive,
+                "subject": round(_mean(m.subject_letters for m in messages)),
+                "words": round(_mean(m.words for m in messages)),
+                "ease": round(_mean(m.ease for m in messages)),
+                "hardest": f"{hardest.tone} ({hardest.ease:.0f})",
+            }
+        )
+    return rows
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    return statistics.fmean(numbers)
 
 
 def _as_declared(value: object) -> str:
@@ -118,7 +175,8 @@ def _rows(console: Console, title: str, rows: Sequence[Mapping[str, object]]) ->
     table = Table(title=title or None, title_justify="left")
     names = list(rows[0])
     for name in names:
-        table.add_column(_words(name), justify="right" if isinstance(rows[0][name], int | float) else "left")
+        number = isinstance(rows[0][name], int | float)
+        table.add_column(_words(name), justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_text(row.get(name)) for name in names))
     console.print(table)
@@ -141,7 +199,7 @@ def _text(value: object) -> str:
         case Mapping():
             text = ", ".join(f"{k} {_text(v)}" for k, v in value.items())
         case list():
-            text = ", ".join(map(_text, value))
+            text = ", ".join(map(_text, value)) or "none"
         case _:
             text = escape(str(value))  # or rich would take [brackets] for its markup
     return text

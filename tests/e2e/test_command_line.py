@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from optimizer.programs import read
 from serving.cli import main
@@ -55,6 +56,20 @@ def test_a_broken_program_ends_with_code_2_and_names_key_and_mend(tmp_path: Path
     assert not found["fit"]
     assert any("guardrails.cap_per_weak" in f["place"] and "spelling" in f["mend"] for f in found["findings"])
     assert "cap_per_weak" in nudge("program", "show", str(file), home=tmp_path, code=2)
+
+
+def test_on_a_narrow_terminal_every_key_is_whole_and_reading_ease_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(read("small-wins").replace("cap_per_week", "a_key_that_is_much_longer_than_any_narrow_column", 1))
+    monkeypatch.setenv("COLUMNS", "60")
+    said = CliRunner().invoke(main, ["program", "check", str(file)])
+    assert said.exit_code == 2
+    (line,) = (line for line in said.stdout.splitlines() if line.startswith("fault"))
+    assert f"{file}: guardrails.a_key_that_is_much_longer_than_any_narrow_column: " in line
+    assert "1 fault, 0 warnings" in said.stdout
+    assert "ease" in said.stdout
 
 
 def test_a_new_program_passes_the_check_and_names_each_fault_by_its_row(tmp_path: Path) -> None:
