@@ -2,11 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.browser import Browser
 
 # BLAS reads these once, when numpy is first imported, which is after this file. Workers share the cores, and one
 # thread adds up in one order.
@@ -41,6 +45,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def needs() -> Callable[[str], str]:
     """The path of a program of the system, as `needs("chromium")`."""
     return find
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
+    """A real browser, started once for all the pages it is shown."""
+    from tests.browser import started  # noqa: PLC0415  (numpy comes with it, and BLAS has been told)
+
+    with started(find("chromium"), tmp_path_factory.mktemp("browser")) as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,15 @@
 """The page: says the verdict in plain words, stands alone, and is legible where it is read."""
 
 import re
-import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from tests.browser import Browser, Pixels
 from tests.training.worlds import best_for, made_up
 from training import report
 from training.evaluate import Evaluation, Target, baselines, deployed, evaluate
@@ -161,32 +159,16 @@ def test_estimated_probabilities_are_said_first_and_the_range_is_shown(good: Eva
     assert "Estimated probabilities" not in report.html(good, judge(good), command=COMMAND)
 
 
-Pixels = npt.NDArray[np.float32]
-
-
-def shoot(chromium: str, file: Path, *, width: int, height: int = 900) -> Pixels:
-    """Return a page as the browser shows it (height, width, 3)."""
-    shot = file.with_suffix(f".{width}.png")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
-    # In one process a frame is painted with its page; in a process of its own the picture may be taken without it.
-    quiet.append("--disable-features=IsolateSandboxedIframes,IsolateOrigins,site-per-process")
-    profile = f"--user-data-dir={file.parent / 'profile'}"
-    size = [f"--window-size={width},{height}", f"--screenshot={shot}"]
-    subprocess.run(
-        [chromium, "--headless", *quiet, profile, *size, file.as_uri()], check=True, capture_output=True, timeout=90
-    )
-    picture: Pixels = matplotlib.image.imread(shot)[..., :3]
-    return picture
-
-
 @pytest.mark.slow
 @pytest.mark.needs("chromium")
 @pytest.mark.parametrize("width", [390, 560, 1280])
-def test_nothing_runs_over_the_edge(page: str, needs: Callable[[str], str], tmp_path: Path, width: int) -> None:
+def test_nothing_runs_over_the_edge(page: str, browser: Browser, tmp_path: Path, width: int) -> None:
     """The margins at both sides stay paper-white from top to bottom, and the verdict's band is there."""
     file = tmp_path / "page.html"
     file.write_text(page)
-    picture = shoot(needs("chromium"), file, width=width, height=7_000)
+    with browser.page(file, width=width, height=7_000) as shown:
+        picture = shown.picture()
+        assert shown.ask("document.documentElement.scrollWidth") == width
     assert picture.shape[1] == width
     assert (picture[:, -12:] == 1.0).all()
     assert (picture[:, :12] == 1.0).all()
@@ -194,17 +176,26 @@ def test_nothing_runs_over_the_edge(page: str, needs: Callable[[str], str], tmp_
     assert teal[:400].any(axis=1).sum() > 80
 
 
+def tiles(picture: Pixels, *, size: int = 10) -> Pixels:
+    """Return the mean shade of each tile: how a letter's edge was smoothed does not tell, what is written there does."""
+    high, wide = (x - x % size for x in picture.shape[:2])
+    shades: Pixels = picture[:high, :wide].reshape(high // size, size, wide // size, size, 3).mean(axis=(1, 3))
+    return shades
+
+
 @pytest.mark.slow
 @pytest.mark.needs("chromium")
-def test_a_sandboxed_frame_shows_the_same(page: str, needs: Callable[[str], str], tmp_path: Path) -> None:
-    """MLflow's UI shows artifacts in such a frame: no storage, no popups, about 560 px."""
-    alone = tmp_path / "page.html"
-    alone.write_text(page)
-    framed = tmp_path / "frame.html"
-    framed.write_text(
-        '<body style="margin:0"><iframe sandbox="allow-scripts" src="page.html" '
-        'style="border:0;width:560px;height:900px"></iframe>'
-    )
-    chromium = needs("chromium")
-    inside, outside = shoot(chromium, framed, width=560), shoot(chromium, alone, width=560)
-    assert (np.abs(inside - outside) > 0.02).mean() < 0.001
+def test_a_sandboxed_frame_shows_the_same(page: str, browser: Browser, tmp_path: Path) -> None:
+    """A frame that keeps nothing and opens nothing, about 560 px wide: the page asks for neither."""
+    (tmp_path / "page.html").write_text(page)
+    pictures, heights = [], []
+    for name, sandbox in (("free", ""), ("boxed", 'sandbox="allow-scripts"')):
+        file = tmp_path / f"{name}.html"
+        style = "border:0;width:560px;height:900px"
+        file.write_text(f'<body style="margin:0"><iframe {sandbox} src="page.html" style="{style}"></iframe>')
+        with browser.page(file, width=560) as shown:
+            heights.append(shown.ask("document.documentElement.scrollHeight", frame=shown.frame()))
+            pictures.append(tiles(shown.picture()))
+    assert heights[0] == heights[1] > 3_000
+    assert pictures[0].std() > 0.02
+    assert np.abs(pictures[1] - pictures[0]).max() < 0.1

@@ -1,16 +1,16 @@
 """The scorecard: each figure is what a hand count gives, what is open is left out, and what is missing is said."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from optimizer.program import DAY, Program
+from tests.browser import Browser
 from tests.small_program import NOON
 from tests.training.lived import SURVEYS, Life, lived, text
-from tests.training.test_report import Outside, shoot
+from tests.training.test_report import Outside
 from training import record, scorecard_page
 from training.scorecard import Asked, Scorecard, figures, scorecard, tables
 
@@ -211,10 +211,12 @@ def test_what_a_program_says_is_escaped(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.needs("chromium")
 @pytest.mark.parametrize("width", [390])
-def test_nothing_runs_over_the_edge(page: str, needs: Callable[[str], str], tmp_path: Path, width: int) -> None:
+def test_nothing_runs_over_the_edge(page: str, browser: Browser, tmp_path: Path, width: int) -> None:
     file = tmp_path / "page.html"
     file.write_text(page)
-    picture = shoot(needs("chromium"), file, width=width, height=9_000)
+    with browser.page(file, width=width, height=9_000) as shown:
+        picture = shown.picture()
+        assert shown.ask("document.documentElement.scrollWidth") == width
     assert (picture[:, -12:] == 1.0).all()
     assert (picture[:, :12] == 1.0).all()
     assert picture[:600].std() > 0.02
