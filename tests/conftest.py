@@ -50,7 +50,7 @@ def needs() -> Callable[[str], str]:
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
     """A real browser, started once for all the pages it is shown."""
-    from tests.browser import started  # noqa: PLC0415  (numpy comes with it, and BLAS has been told)
+    from tests.browser import started  # numpy comes with it, so only once BLAS has been told
 
     with started(find("chromium"), tmp_path_factory.mktemp("browser")) as one:
         yield one

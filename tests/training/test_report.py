@@ -177,7 +177,7 @@ def test_nothing_runs_over_the_edge(page: str, browser: Browser, tmp_path: Path,
 
 
 def tiles(picture: Pixels, *, size: int = 10) -> Pixels:
-    """Return the mean shade of each tile: how a letter's edge was smoothed does not tell, what is written there does."""
+    """Return the mean shade of each tile: what is written tells, not how its edges were smoothed."""
     high, wide = (x - x % size for x in picture.shape[:2])
     shades: Pixels = picture[:high, :wide].reshape(high // size, size, wide // size, size, 3).mean(axis=(1, 3))
     return shades
