@@ -214,7 +214,7 @@ def evaluate(program: str, as_json: bool, until: float | None, champion: str | N
     again = loop.Again(until, asked.pop("candidates"), champion)
     with output.progress() as told:
         evaluated = loop.evaluate(found(program), again=again, progress=told, **asked)
-    output.show(evaluated, as_json=as_json)
+    output.show(evaluated, as_json=as_json, long=("estimates",))
 
 
 @main.command()
@@ -238,7 +238,11 @@ def audit(program: str, as_json: bool) -> None:
     """Check whether the archived log can be trusted to answer questions, and was written as it says."""
     from serving import loop, output
 
-    output.show(loop.audit(found(program)), as_json=as_json)
+    checks = loop.audit(found(program))
+    if as_json:
+        output.show(checks, as_json=True)
+    else:
+        output.show_checks(checks)
 
 
 @main.command()

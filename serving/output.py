@@ -4,6 +4,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console
@@ -14,24 +15,33 @@ from rich.table import Table
 from optimizer.audit import SEVERITIES, Audit
 from optimizer.program import DAY, Clock, Duration, Program
 
+if TYPE_CHECKING:
+    from serving.loop import Checked
+
 TRINITY = ("relevance", "value", "call_to_action")
 """The conversion trinity: what a touch point needs."""
 
+_SENTENCE = 60
+"""Letters from which an item of a list has a line of its own."""
+
 _COLOURS = {"fault": "red", "warning": "yellow", "note": "cyan"}
+
+_STATUSES = {"fail": "red", "warn": "yellow", "pass": "green"}
 
 Told = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and of how much."""
 
 
-def show(result: object, *, as_json: bool) -> None:
-    """Print a result: as JSON, or as a table of its fields."""
+def show(result: object, *, as_json: bool, long: Sequence[str] = ()) -> None:
+    """Print a result: as JSON, or as tables of its fields, of which the long ones are only counted."""
     plain = msgspec.to_builtins(result)
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode() + "\n")
         return
     console = Console()
     if isinstance(plain, Mapping):
-        _fields(console, plain)
+        counted = {name: f"{len(plain[name])} rows, with --json" for name in long if plain.get(name)}
+        _fields(console, {**plain, **counted})
     elif isinstance(plain, list):
         _rows(console, "", plain)
     else:
@@ -98,6 +108,17 @@ def show_audit(audit: Audit) -> None:
     counts = [f"{len(audit.of(s))} {s}{'' if len(audit.of(s)) == 1 else 's'}" for s in SEVERITIES]
     said = "fit to meet a customer" if audit.fit else "not fit to meet a customer until the faults are mended"
     console.print(f"{escape(audit.file)}: {', '.join(counts)}: {said}", soft_wrap=True, highlight=False)
+
+
+def show_checks(checks: Sequence["Checked"]) -> None:
+    """Print the checks of a log, the worst first, a line each; then how many there are of each status."""
+    console = Console()
+    for status, colour in _STATUSES.items():
+        for c in (c for c in checks if c.status == status):
+            said = escape(f"{c.check}: {c.finding}{f'; {c.mend}' if c.mend else ''}")
+            console.print(f"[bold {colour}]{status}[/] {said}", soft_wrap=True, highlight=False)
+    counts = ", ".join(f"{sum(c.status == status for c in checks)} {status}" for status in _STATUSES)
+    console.print(f"{len(checks)} checks: {counts}")
 
 
 def _by_stage(audit: Audit) -> list[dict[str, object]]:
@@ -173,6 +194,7 @@ def _rows(console: Console, title: str, rows: Sequence[Mapping[str, object]]) ->
         console.print("nothing to show")
         return
     table = Table(title=title or None, title_justify="left")
+    rows = [_with_intervals(row) for row in rows]
     names = list(rows[0])
     for name in names:
         number = isinstance(rows[0][name], int | float)
@@ -180,6 +202,17 @@ def _rows(console: Console, title: str, rows: Sequence[Mapping[str, object]]) ->
     for row in rows:
         table.add_row(*(_text(row.get(name)) for name in names))
     console.print(table)
+
+
+def _with_intervals(row: Mapping[str, object]) -> dict[str, object]:
+    """Put each interval beside the number that it is of: `lift`, `lift_low` and `lift_high` in one, and so `value`."""
+    out = dict(row)
+    for name in row:
+        at = "" if name == "value" else f"{name}_"
+        if f"{at}low" in out and f"{at}high" in out:
+            low, high = out.pop(f"{at}low"), out.pop(f"{at}high")
+            out[name] = f"{_text(row[name])} [{_text(low)}, {_text(high)}]" if row[name] is not None else None
+    return out
 
 
 def _words(name: object) -> str:
@@ -199,7 +232,9 @@ def _text(value: object) -> str:
         case Mapping():
             text = ", ".join(f"{k} {_text(v)}" for k, v in value.items())
         case list():
-            text = ", ".join(map(_text, value)) or "none"
+            texts = list(map(_text, value))
+            sentences = any(len(t) > _SENTENCE for t in texts)
+            text = "\n".join(f"- {t}" for t in texts) if sentences else ", ".join(texts) or "none"
         case _:
             text = escape(str(value))  # or rich would take [brackets] for its markup
     return text
