@@ -105,7 +105,7 @@ def satisfaction(record: Record, *, stage: int | None = None, level: float) -> F
     """Return the mean score of the satisfaction survey among those who answered."""
     of = "mean satisfaction of those who answered; who did not answer is unknown"
     if not named(record.program, "csat"):
-        return missing("the program declares no signal such as survey_csat", of=of, unit="score")
+        return missing(_undeclared("csat"), of=of, unit="score")
     found = _answers(record, "csat", stage=stage)
     return mean(found.value, found.customer, of=of, unit="score", level=level)
 
@@ -114,7 +114,7 @@ def recommendation(record: Record, *, stage: int | None = None, level: float) ->
     """Return the net promoter score: the share that answers 9 or 10 less the share that answers 0 to 6, times 100."""
     of = "net promoter score of those who answered; who did not answer is unknown"
     if not named(record.program, "nps"):
-        return missing("the program declares no signal such as survey_nps", of=of, unit="score")
+        return missing(_undeclared("nps"), of=of, unit="score")
     found = _answers(record, "nps", stage=stage)
     votes = np.where(found.value >= 9, 100.0, np.where(found.value <= 6, -100.0, 0.0))
     return mean(votes, found.customer, of=of, unit="score", level=level)
@@ -129,8 +129,8 @@ def overview(record: Record, links: Links, *, reached: Figure, level: float) -> 
         "participation": share(
             np.isin(people, steps), people, of="share of customers with a step in the period", level=level
         ),
-        "redeemers": share(
-            np.isin(people, redeemers), people, of="share of customers with a redeemed nudge in the period", level=level
+        "redeemers": _share_of(
+            record, "redeem", redeemers, of="share of customers with a redeemed nudge in the period", level=level
         ),
         "reached_goal": reached,
         "csat": satisfaction(record, level=level),
@@ -140,8 +140,23 @@ def overview(record: Record, links: Links, *, reached: Figure, level: float) -> 
         answered = _answers(record, word, stage=None).customer
         of = f"share of customers who answered {named(record.program, word) or word}"
         found[f"{word}_responses"] = counted(len(answered), of="answers in the period")
-        found[f"{word}_response_rate"] = share(np.isin(people, answered), people, of=of, level=level)
+        found[f"{word}_response_rate"] = _share_of(record, word, answered, of=of, level=level)
     return found
+
+
+_SIGNALS = {"redeem": "redeemed", "complain": "complaint", "csat": "survey_csat", "nps": "survey_nps"}
+
+
+def _share_of(record: Record, word: str, who: Ints, *, of: str, level: float) -> Figure:
+    """Return the share of the period's customers who gave a signal; not known where the program has no such signal."""
+    if not named(record.program, word):
+        return missing(_undeclared(word), of=of, unit="share")
+    people = record.in_period().people
+    return share(np.isin(people, who), people, of=of, level=level)
+
+
+def _undeclared(word: str) -> str:
+    return f"the program declares no signal such as {_SIGNALS[word]}"
 
 
 def churn(record: Record, *, days: float, level: float) -> dict[str, Figure]:
@@ -161,8 +176,8 @@ def churn(record: Record, *, days: float, level: float) -> dict[str, Figure]:
             of="share of customers who asked for no more nudges",
             level=level,
         ),
-        "complained": share(
-            np.isin(people, happened.customer[complained]), people, of="share of customers who complained", level=level
+        "complained": _share_of(
+            record, "complain", happened.customer[complained], of="share of customers who complained", level=level
         ),
         "inactive": _inactive(record, days=days, level=level),
         "falling_momentum": share(
@@ -250,7 +265,7 @@ def _incentive(record: Record, rows: Ints, first: Floats, i: int, *, days: float
     found = survival.curve(durations, happened, decided.customer[rows])
     rate_of = f"share of its nudges redeemed within {days:g} days of delivery"
     time_of = f"days by which half of the redemptions within {days:g} days have come"
-    undeclared = "the program declares no signal such as redeemed"
+    undeclared = _undeclared("redeem")
     known = bool(named(record.program, "redeem"))
     return IncentiveRow(
         incentive=about.name,

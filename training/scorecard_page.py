@@ -286,8 +286,10 @@ def _responses(card: Scorecard) -> str:
     for key, name in (("csat", "CSAT"), ("nps", "NPS")):
         rate = card.overview[f"{key}_response_rate"]
         count = card.overview[f"{key}_responses"].value or 0
-        said = "" if rate.value is None else f", from {rate.value:.0%} of the customers"
-        parts.append(f"{name}: {count:,.0f} answers{said}")
+        said = (
+            f"{count:,.0f} answers, from {rate.value:.0%} of the customers" if rate.value is not None else "not asked"
+        )
+        parts.append(f"{name}: {said}")
     return ". ".join(parts) + ". Who did not answer is unknown, not content."
 
 

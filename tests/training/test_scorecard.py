@@ -160,6 +160,8 @@ def test_a_program_without_surveys_says_what_to_declare(tmp_path: Path) -> None:
     found = scorecard(tmp_path, program)
     assert "declares no signal such as survey_csat" in found.overview["csat"].missing
     assert "declares no signal such as redeemed" in found.incentives[0].rate.missing
+    assert "declares no signal such as redeemed" in found.overview["redeemers"].missing
+    assert "declares no signal such as survey_nps" in found.overview["nps_response_rate"].missing
 
 
 def test_sizes_of_reward_are_compared_where_both_were_possible(card: Scorecard) -> None:
