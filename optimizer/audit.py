@@ -9,18 +9,18 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from optimizer.limits import limits
+from optimizer.manner import loud, pressing, scarcity
 from optimizer.program import Fault, Incentive, Message, Program, Tone, read_draft
-from optimizer.soundness import Finding, Severity, highest_momentum, journey, levels, limits, open_in, reachable, ways
+from optimizer.soundness import Finding, Severity, highest_momentum, journey, levels, open_in, reachable, ways
 from optimizer.wording import (
     HARDEST,
     LONGEST_BODY,
     LONGEST_SUBJECT,
-    SCARCITY,
-    loud,
     overpromised,
-    pressing,
     reading,
     undated,
+    unfinished,
     unsteady,
     worthless,
 )
@@ -127,8 +127,8 @@ def check(text: str, *, source: str) -> Audit:
 
 
 def _new(found: Found, faults: tuple[Fault, ...]) -> bool:
-    """Whether a finding is about something that has no fault yet: one thing is named once."""
-    return all(f.key != found.key for f in faults)
+    """Whether a finding is about something that has no fault yet: one thing is named once; words may have several."""
+    return found.key.startswith("messages.") or all(f.key != found.key for f in faults)
 
 
 def audit(program: Program, *, source: str = "") -> Audit:
@@ -206,30 +206,40 @@ def wording(program: Program) -> Iterator[Finding]:
     if not english:
         problem = 'is not "en", so calls to action, reading ease and shipped phrases are not checked'
         yield Finding("note", "language", problem, "add phrases of your own to guardrails.refused_phrases")
+    for key, text, scarce in _told(program):
+        yield from _manner(program, key, text, scarce=scarce)
     for i in program.incentives:
         yield from _earns(program, i)
-    seen: dict[tuple[str, str], str] = {}
+    seen: dict[str, str] = {}
     for i, t, message in _messages(program):
         key = f"messages.{i.name}.{t.name}"
-        yield from _manner(program, key, i, message)
+        yield from _message(program, key, i, message)
         yield from _trinity(key, i, message) if english else ()
         yield from _length(key, message, english=english)
-        said = (message.subject, message.body)
+        said = " ".join(message.body.split()).casefold()
         if said in seen:
             yield Finding("warning", key, f"says the same as {seen[said]}", "say it in this tone's own words")
         seen.setdefault(said, key)
         if not any(open_in(i, s.name) and open_in(t, s.name) for s in program.stages) and not (i.retired or t.retired):
             problem = f"is never said: {i.name} and the tone {t.name} share no stage"
             yield Finding("note", key, problem, "open the tone to a stage of the incentive, or let it be")
-        if not program.milestones and _fields(message):
-            problem = "is to be filled from progress, and the program has no milestones"
-            yield Finding("fault", key, problem, "declare a milestone, or write the words out")
+
+
+def _message(p: Program, key: str, i: Incentive, message: Message) -> Iterator[Finding]:
+    for field, part in msgspec.structs.asdict(message).items():
+        yield from _manner(p, f"{key}.{field}", part, scarce=i.scarce)
+        for problem, mend in loud(part):
+            yield Finding("warning", f"{key}.{field}", problem, mend)
+    for amount in overpromised(i, message):
+        problem = f'promises {amount}, and what {i.name} earns says "{i.earns}"'
+        yield Finding("fault", key, problem, "mend the message or what the incentive earns")
+    if not p.milestones and _fields(message):
+        problem = "is to be filled from progress, and the program has no milestones"
+        yield Finding("fault", key, problem, "declare a milestone, or write the words out")
 
 
 def _earns(p: Program, i: Incentive) -> Iterator[Finding]:
     key = f"incentives[{i.name}]"
-    for problem, mend in pressing(i.earns, also=p.guardrails.refused_phrases):
-        yield Finding("fault", f"{key}.earns", problem, mend)
     if p.language == "en" and (i.cost or i.kind in ("monetary", "access", "recognition")) and undated(i.earns):
         mend = 'add it, such as "the same day" or "at once"'
         yield Finding("warning", f"{key}.earns", "does not say when the reward comes", mend)
@@ -239,19 +249,26 @@ def _earns(p: Program, i: Incentive) -> Iterator[Finding]:
         yield Finding("warning", f"{key}.stages", "is offered to everybody in every stage alike", mend)
 
 
-def _manner(p: Program, key: str, i: Incentive, message: Message) -> Iterator[Finding]:
-    for field, part in msgspec.structs.asdict(message).items():
-        for problem, mend in pressing(part, also=p.guardrails.refused_phrases):
-            yield Finding("fault", f"{key}.{field}", problem, mend)
-        claim = re.search(rf"\b(?:{'|'.join(SCARCITY)})\b", part, re.IGNORECASE)
-        if claim and not i.scarce:
-            problem = f'says "{claim[0]}", and {i.name} is not declared scarce'
-            yield Finding("fault", f"{key}.{field}", problem, f"add scarce = true to {i.name}, or leave the words out")
-        for problem, mend in loud(part):
-            yield Finding("warning", f"{key}.{field}", problem, mend)
-    for amount in overpromised(i, message):
-        problem = f'promises {amount}, and what {i.name} earns says "{i.earns}"'
-        yield Finding("fault", key, problem, "mend the message or what the incentive earns")
+def _told(p: Program) -> Iterator[tuple[str, str, bool]]:
+    """Yield what a customer reads besides messages, and whether it may say that something runs out."""
+    for i in p.incentives:
+        yield f"incentives[{i.name}].title", i.title, i.scarce
+        yield f"incentives[{i.name}].earns", i.earns, i.scarce
+    for m in p.milestones:
+        yield f"milestones[{m.name}].title", m.title, False
+        yield f"milestones[{m.name}].reward", m.reward, False
+    for key, rows in (("stages", p.stages), ("events", p.events)):
+        yield from ((f"{key}[{row.name}].because", row.because, False) for row in rows)
+
+
+def _manner(p: Program, key: str, text: str, *, scarce: bool) -> Iterator[Finding]:
+    for problem, mend in pressing(text, also=p.guardrails.refused_phrases):
+        yield Finding("fault", key, problem, mend)
+    if not scarce and (claim := scarcity(text)):
+        mend = "add scarce = true to the incentive, or leave the words out"
+        yield Finding("fault", key, f'says "{claim}", which is for what is declared scarce', mend)
+    if left := unfinished(text):
+        yield Finding("fault", key, f'is not finished: "{left}"', "write it out; {reward} and the like are filled in")
 
 
 def _trinity(key: str, i: Incentive, message: Message) -> Iterator[Finding]:
@@ -264,9 +281,13 @@ def _trinity(key: str, i: Incentive, message: Message) -> Iterator[Finding]:
 
 def _length(key: str, message: Message, *, english: bool) -> Iterator[Finding]:
     for field, text, most in (("subject", message.subject, LONGEST_SUBJECT), ("body", message.body, LONGEST_BODY)):
+        if not text.strip():
+            yield Finding("fault", f"{key}.{field}", "is blank", "write it out")
         if len(text) > most:
             problem = f"is {len(text)} letters long"
             yield Finding("warning", f"{key}.{field}", problem, f"say it in {most}")
+    if "\n" in message.subject.strip():
+        yield Finding("warning", f"{key}.subject", "has more than one line", "say it in one")
     read = reading(message.body)
     if english and read.words >= 10 and read.ease < HARDEST:
         problem = f"is hard to read: ease {read.ease:.0f} of 100, {read.words} words in {read.sentences} sentences"

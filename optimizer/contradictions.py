@@ -18,6 +18,18 @@ PLACEHOLDERS = ("done", "of", "milestone", "reward")
 """What a message may leave to be filled from the customer's progress."""
 
 
+_ISO_4217 = """
+    AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD CAD CDF
+    CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD HKD
+    HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD
+    MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN
+    PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY
+    TTD TWD TZS UAH UGX USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG XXX
+"""
+CURRENCIES = frozenset(_ISO_4217.split())
+"""ISO 4217, of 2025; XXX is no currency, for rewards that are not money."""
+
+
 def contradictions(program: "Program") -> Iterator[Finding]:
     """Yield (key, problem, mend) for everything that makes a program impossible to run as declared."""
     found = list(_repeats(program))
@@ -56,6 +68,9 @@ def _events(p: "Program") -> Iterator[Finding]:
         yield from _unknown(f"events[{e.name}].moves", [*e.moves, *e.moves.values()], p.stage_index)
         if e.name in ("shown", "not_shown"):
             yield f"events[{e.name}]", "is reported by every app and cannot be declared", "choose another name"
+        for stage, to in e.moves.items():
+            if stage == to:
+                yield f"events[{e.name}].moves", f"moves {stage!r} to itself", "leave it out, or name another stage"
         if e.pauses_below is not None and e.pauses_promotion is None:
             yield f"events[{e.name}].pauses_below", "has no pauses_promotion", 'add pauses_promotion = "14d"'
 
@@ -64,6 +79,8 @@ def _levels(p: "Program") -> Iterator[Finding]:
     for key, owners in (("incentives", p.incentives), ("tones", p.tones)):
         for x in owners:
             yield from _unknown(f"{key}[{x.name}].stages", x.stages, p.stage_index)
+            for stage in sorted({s for s in x.stages if x.stages.count(s) > 1}):
+                yield f"{key}[{x.name}].stages", f"names {stage!r} twice", "leave one out"
             yield from _segments(p, f"{key}[{x.name}].barred_segments", x.barred_segments)
 
 
@@ -114,6 +131,10 @@ def _attributes(p: "Program") -> Iterator[Finding]:
         if (a.kind == "category") != bool(a.categories):
             mend = "list its categories" if a.kind == "category" else "remove categories"
             yield f"attributes[{a.name}].categories", f"does not go with kind = {a.kind!r}", mend
+        for c in sorted({c for c in a.categories if a.categories.count(c) > 1}):
+            yield f"attributes[{a.name}].categories", f"names {c!r} twice", "leave one out"
+        if any(not c.strip() for c in a.categories):
+            yield f"attributes[{a.name}].categories", "has one without a name", "name it, or leave it out"
         if a.name in ("stage", "momentum", "dosage", "streak", "nudge_recency", "hour", "weekend", "bias"):
             yield f"attributes[{a.name}]", "is a feature that every program has", "choose another name"
 
@@ -147,6 +168,9 @@ def _rules(p: "Program") -> Iterator[Finding]:
 
 def _limits(p: "Program") -> Iterator[Finding]:
     x, g, arms = p.exploration, p.guardrails, p.experiment
+    if not x.hold:
+        problem = "is 0: where a policy never holds, hold would be impossible, and what nudges add could not be told"
+        yield "exploration.hold", problem, "use 0.01 or more, such as 0.05"
     if x.floor + x.hold > 0.9:
         yield "exploration", f"floor + hold = {x.floor + x.hold:g} leaves too little to the policy", "use at most 0.9"
     if (taken := arms.holdout + arms.challenger + arms.evaluation) > 0.9:
@@ -154,6 +178,8 @@ def _limits(p: "Program") -> Iterator[Finding]:
     yield from _unknown("fairness.protect", p.fairness.protect, [a.name for a in p.attributes])
     if not zone_exists(g.time_zone):
         yield "guardrails.time_zone", f"{g.time_zone!r} is not a time zone", 'use an IANA name such as "Europe/Paris"'
+    if p.currency not in CURRENCIES:
+        yield "currency", f"{p.currency!r} is no currency of ISO 4217", 'use its three letters, such as "EUR"'
     if p.matures_after > p.evaluation_horizon:
         need = f"{p.matures_after / DAY:g}d"
         problem = f"is shorter than the longest timing delay plus the longest valued window ({need})"

@@ -22,6 +22,19 @@ UNNAMED = "unnamed-"
 _MOST = 500
 """How many faults of kind are named at most: a text with more is no program."""
 
+_EXAMPLES: dict[type, str] = {
+    bool: ": true or false",
+    int: ", such as 3",
+    float: ", such as 0.5",
+    str: ', such as "words in quotes"',
+    tuple: ', such as ["one", "two"]',
+    dict: ', such as { one = "two" }',
+}
+_LIMITS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+
+_SLIP = 0.8
+"""How alike two words are, from 0 to 1, where one is taken for a slip of the other."""
+
 _HARMLESS: dict[type, object] = {bool: False, int: 1, float: 1.0, str: "unnamed", tuple: [], dict: {}}
 
 
@@ -31,13 +44,15 @@ class Salvaged(NamedTuple, Generic[T]):
     Args:
         read: the text as declared, with something harmless where it could not be read; None where that is hopeless.
         findings: (key, problem, mend) of each fault of kind or range.
-        keys: where something stands in. words: what stands in, and the names of the rows that it stands in.
+        keys: where something stands in.
+        words: what stands in, and the names of the rows that it stands in. names: those of them that are names of rows.
     """
 
     read: T | None
     findings: list[Finding]
     keys: frozenset[str]
     words: frozenset[str]
+    names: frozenset[str]
 
 
 class _Place(NamedTuple):
@@ -56,7 +71,7 @@ def salvage(raw: dict[str, Any], kind: type[T], *, decode: Decode) -> Salvaged[T
         kind: the declared struct.
         decode: msgspec's hook for kinds of the program's own.
     """
-    text, findings, keys, words = deepcopy(raw), list[Finding](), set[str](), set[str]()
+    text, findings, keys, words, names = deepcopy(raw), list[Finding](), set[str](), set[str](), set[str]()
     for _ in range(_MOST):
         try:
             read = msgspec.convert(text, kind, dec_hook=decode)
@@ -64,10 +79,12 @@ def salvage(raw: dict[str, Any], kind: type[T], *, decode: Decode) -> Salvaged[T
             place, finding = _misread(str(error), text, kind=kind, decode=decode)
             findings.append(finding)
             keys.add(finding[0])
-            words |= set(_stand_in(text, place))
+            put = set(_stand_in(text, place))
+            words |= put
+            names |= put if place.way[-1] == "name" else set()
         else:
-            return Salvaged(read, findings, frozenset(keys), frozenset(words))
-    return Salvaged(None, findings, frozenset(keys), frozenset(words))
+            return Salvaged(read, findings, frozenset(keys), frozenset(words), frozenset(names))
+    return Salvaged(None, findings, frozenset(keys), frozenset(words), frozenset(names))
 
 
 def _misread(said: str, text: dict[str, Any], *, kind: type, decode: Decode) -> tuple[_Place, Finding]:
@@ -83,7 +100,7 @@ def _misread(said: str, text: dict[str, Any], *, kind: type, decode: Decode) -> 
         if place.hint is None:
             what = ("is not a key that programs know", f"remove it or mend its spelling{close}")
         return place, (_key(place.way, text), *what)
-    problem = problem[0].lower() + problem[1:]
+    problem = problem[0].lower() + problem[1:].replace(" | null`", "`")
     if " got " not in problem and "enum" not in problem:
         problem += f", got {_at(text, place.way)!r}"
     return place, (_key(place.way, text), problem, _mend(place.hint, problem))
@@ -150,19 +167,35 @@ def _mend(hint: Any, problem: str) -> str:
         return 'use small letters, digits, "-" and "_"'
     if "regex" in problem:
         return 'use three capitals, such as "EUR"'
-    return "give a value of that kind"
+    if "length" in problem:
+        return "write it out" if ">=" in problem else "say it shorter"
+    if limit := re.search(r"(>=|<=|>|<) (-?[\d.e+]+)", problem):
+        return f"give a value of that kind, {_LIMITS[limit[1]]} {limit[2]}"
+    example = _EXAMPLES.get(get_origin(bare) or bare, "")
+    return f"give a value of that kind{example}"
 
 
 def _stand_in(text: dict[str, Any], place: _Place) -> Iterator[str]:
     """Leave out what is at a place, or put something harmless there; yield what further complaints may be about."""
     *way, last = place.way
     holder = _at(text, way)
+    if (meant := _meant(place, holder)) is not None:
+        holder[meant] = holder.pop(last)  # what a misspelt key holds is looked at, too
+        return
     if _may_go(place):
         del holder[last]
         return
     given, row = holder.get(last), holder.get("name")
     holder[last] = _harmless(place, given)
     yield from (word for word in (given, row, holder[last]) if isinstance(word, str) and word)
+
+
+def _meant(place: _Place, holder: dict[str, Any]) -> str | None:
+    """Return the key that an unknown one is a slip of the pen for, if that is not there; None where there is none."""
+    if place.hint is not None or not isinstance(place.owner, type):
+        return None
+    missing = get_type_hints(place.owner).keys() - holder.keys()
+    return next(iter(get_close_matches(str(place.way[-1]), sorted(missing), n=1, cutoff=_SLIP)), None)
 
 
 def _may_go(place: _Place) -> bool:
@@ -175,7 +208,7 @@ def _may_go(place: _Place) -> bool:
 def _harmless(place: _Place, given: object) -> object:
     bare = _bare(place.hint)
     if get_origin(bare) is Literal:
-        return get_args(bare)[0]
+        return next(iter(get_close_matches(str(given), get_args(bare), n=1, cutoff=_SLIP)), get_args(bare)[0])
     if place.way[-1] == "name":
         slug = re.sub(r"[^a-z0-9_-]+", "-", str(given or "").lower()).strip("-_")[:60]
         return slug or f"{UNNAMED}{'-'.join(map(str, place.way[:-1]))}"

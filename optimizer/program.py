@@ -3,7 +3,6 @@
 import hashlib
 import math
 import re
-import tomllib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 from msgspec import Meta
 from msgspec.structs import replace
 
+from optimizer import syntax
 from optimizer.actions import ActionSpace, Bools, Floats, Ints
 from optimizer.contradictions import contradictions
 from optimizer.misreadings import NAME, UNNAMED, salvage
@@ -34,6 +34,7 @@ _SECONDS = {"m": 60.0, "h": 3_600.0, "d": DAY, "w": 7 * DAY}
 
 Name = Annotated[str, Meta(pattern=NAME)]
 Text = Annotated[str, Meta(min_length=1, max_length=2_000)]
+Title = Annotated[str, Meta(min_length=1, max_length=200)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0, le=1e9)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -53,6 +54,22 @@ class Duration(float):
         if not match:
             raise ValueError(f'expected a duration such as "30m", "12h", "3d" or "2w", got {text!r}')
         return cls(float(match[1]) * _SECONDS[match[2]])
+
+
+class Span(Duration):
+    """A duration that is longer than nothing.
+
+    >>> Span.parse("12h")
+    43200.0
+    """
+
+    @classmethod
+    def parse(cls, text: object) -> "Span":
+        """Read a duration; ValueError if it is none, or `"0h"`."""
+        span = cls(Duration.parse(text))
+        if not span:
+            raise ValueError(f'expected a duration longer than nothing, such as "1h", got {text!r}')
+        return span
 
 
 class Clock(int):
@@ -83,9 +100,9 @@ class Stage(_Struct, frozen=True):
     """
 
     name: Name
-    title: str
+    title: Title
     description: str = ""
-    lapses_after: Duration | None = None
+    lapses_after: Span | None = None
     lapses_to: str | None = None
     expects: dict[str, Share] = {}
     because: str = ""
@@ -104,10 +121,10 @@ class Event(_Struct, frozen=True):
     title: str = ""
     value: Annotated[float, Meta(ge=-1e6, le=1e6)] = 0.0
     scaled: bool = False
-    window: Duration = Duration(2 * DAY)
+    window: Span = Span(2 * DAY)
     moves: dict[str, str] = {}
-    pauses_promotion: Duration | None = None
-    pauses_below: float | None = None
+    pauses_promotion: Span | None = None
+    pauses_below: Annotated[float, Meta(ge=-1e9, le=1e9)] | None = None
     requests_decision: bool = False
     because: str = ""
 
@@ -123,7 +140,7 @@ class Incentive(_Struct, frozen=True):
     """
 
     name: Name
-    title: str
+    title: Title
     kind: Literal["content", "convenience", "recognition", "social", "monetary", "access"]
     earns: Text
     cost: Amount = 0.0
@@ -134,7 +151,7 @@ class Incentive(_Struct, frozen=True):
     min_momentum: Share = 0.0
     promotional: bool = False
     scarce: bool = False
-    comeback_after: Duration | None = None
+    comeback_after: Span | None = None
     off_beat: bool = False
     barred_segments: dict[str, tuple[str, ...]] = {}
     retired: bool = False
@@ -149,7 +166,7 @@ class Tone(_Struct, frozen=True):
     """A level of the second factor: how it is said."""
 
     name: Name
-    title: str
+    title: Title
     stages: tuple[str, ...] = ()
     barred_segments: dict[str, tuple[str, ...]] = {}
     retired: bool = False
@@ -159,7 +176,7 @@ class Timing(_Struct, frozen=True):
     """A level of the third factor: after `delay`, or at the next local `clock` time."""
 
     name: Name
-    title: str
+    title: Title
     delay: Duration | None = None
     clock: Clock | None = None
     retired: bool = False
@@ -196,13 +213,13 @@ class Milestone(_Struct, frozen=True):
     """
 
     name: Name
-    title: str
-    reward: str
+    title: Title
+    reward: Title
     event: str | None = None
     count: Annotated[int, Meta(ge=1)] | None = None
     streak: Annotated[int, Meta(ge=1)] | None = None
     streak_of: tuple[str, ...] = ()
-    after: Duration | None = None
+    after: Span | None = None
     requests_decision: bool = False
 
     @property
@@ -215,7 +232,7 @@ class Budget(_Struct, frozen=True):
     """How much may be reserved in a period of program time."""
 
     amount: Amount
-    period: Duration = Duration(7 * DAY)
+    period: Span = Span(7 * DAY)
 
     @property
     def minor_amount(self) -> int:
@@ -227,7 +244,7 @@ class Ladder(_Struct, frozen=True):
     """When a larger reward is in order: `waits` after the smaller one, and while that one is in `memory`."""
 
     waits: Duration = Duration(DAY)
-    memory: Duration = Duration(30 * DAY)
+    memory: Span = Span(30 * DAY)
 
 
 class Cadence(_Struct, frozen=True):
@@ -236,9 +253,9 @@ class Cadence(_Struct, frozen=True):
     With `hour_within` it also comes at most so far from the customer's own hour, learned from when steps are taken.
     """
 
-    every: Duration
+    every: Span
     within: Duration = Duration(12 * 3600)
-    hour_within: Duration | None = None
+    hour_within: Span | None = None
 
 
 class Guardrails(_Struct, frozen=True):
@@ -261,7 +278,7 @@ class Guardrails(_Struct, frozen=True):
     budget: Budget | None = None
     burden_price: Amount = 0.0
     reports_shown: bool = False
-    expires_after: Duration = Duration(12 * 3600)
+    expires_after: Span = Span(12 * 3600)
     refused_phrases: tuple[Text, ...] = ()
 
 
@@ -337,7 +354,7 @@ class Program(_Struct, frozen=True, dict=True):
     """
 
     name: Name
-    title: str
+    title: Title
     goal: str
     stages: tuple[Stage, ...]
     events: tuple[Event, ...]
@@ -348,10 +365,10 @@ class Program(_Struct, frozen=True, dict=True):
     description: str = ""
     currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$")] = "EUR"
     language: Literal["en", "other"] = "en"
-    evaluation_horizon: Duration = Duration(3 * DAY)
+    evaluation_horizon: Span = Span(3 * DAY)
     discount: Annotated[float, Meta(gt=0, le=1)] = 0.98
-    momentum_half_life: Duration = Duration(3 * DAY)
-    dosage_half_life: Duration = Duration(3 * DAY)
+    momentum_half_life: Span = Span(3 * DAY)
+    dosage_half_life: Span = Span(3 * DAY)
     attributes: tuple[Attribute, ...] = ()
     milestones: tuple[Milestone, ...] = ()
     guardrails: Guardrails = Guardrails()
@@ -545,37 +562,39 @@ class Draft(NamedTuple):
     """What could be read of a program's text, and every fault found on the way.
 
     Where something could not be read, something harmless stands in for it; `keys` are the places of it, `words` the
-    names about which there may be complaints only for that.
+    names about which there may be complaints only for that, `names` those of them that rows are called by.
     """
 
     program: Program | None
     faults: tuple[Fault, ...]
     keys: frozenset[str] = frozenset()
     words: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
 
     def certain(self, key: str, problem: str, mend: str) -> bool:
         """Whether a complaint is about what was read, not about what stands in for a fault that has been named."""
         near = any(_within(key, other) or _within(other, key) for other in self.keys)
-        named = {*re.split(r"[.\[\]]+", key), *re.findall(r"'([^']*)'", problem)}
+        named = set(re.findall(r"'([^']*)'", problem)) & self.words
+        named |= set(re.split(r"[.\[\]]+", key)) & self.names
         offered = {word for word in re.findall(r"[\w-]+", mend) if word.startswith(UNNAMED)}
-        return not near and not self.words & (named | offered)
+        return not (near or named or offered)
 
 
 def read_draft(text: str, *, source: str) -> Draft:
     """Read as much of a program as can be read, and find all its faults at once: of kind, of range and of sense."""
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        return Draft(None, (Fault(source, "TOML", str(error), "mend the syntax at that place"),))
-    given = raw.pop("version", None)
-    faults = [Fault(source, "version", "is the hash of the text, not a key", "remove it")] if given is not None else []
+    parsed = syntax.parse(text)
+    faults = [Fault(source, "TOML", *fault) for fault in parsed.faults]
+    if (raw := parsed.tables) is None:
+        return Draft(None, tuple(faults))
+    if raw.pop("version", None) is not None:
+        faults.append(Fault(source, "version", "is the hash of the text, not a key", "remove it"))
     salvaged = salvage(raw, Program, decode=_decode)
     faults += [Fault(source, *f) for f in salvaged.findings]
     if salvaged.read is None:
         return Draft(None, tuple(faults))
     whole = replace(salvaged.read, version=hashlib.sha256(text.encode()).hexdigest()[:16])
     once = _without_repeats(whole)
-    draft = Draft(once, (), salvaged.keys, salvaged.words)
+    draft = Draft(once, (), salvaged.keys, salvaged.words, salvaged.names)
     for program in (whole,) if once is whole else (whole, once):
         faults += [Fault(source, *found) for found in contradictions(program) if draft.certain(*found)]
     return draft._replace(faults=tuple(dict.fromkeys(faults)))
@@ -597,6 +616,6 @@ def _within(key: str, other: str) -> bool:
 
 
 def _decode(kind: type, value: object) -> object:
-    if kind in (Duration, Clock):
+    if kind in (Duration, Span, Clock):
         return kind.parse(value)
     raise NotImplementedError(kind)

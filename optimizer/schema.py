@@ -28,12 +28,14 @@ from optimizer.program import (
     Milestone,
     Program,
     Rule,
+    Span,
     Stage,
     Timing,
     Tone,
 )
 
 DURATION = r"^\d+(\.\d+)?[mhdw]$"
+SPAN = r"^(?![0.]+[mhdw])\d+(\.\d+)?[mhdw]$"
 CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
 
 KEYS: dict[type[msgspec.Struct], dict[str, str]] = {
@@ -198,6 +200,7 @@ KEYS: dict[type[msgspec.Struct], dict[str, str]] = {
 
 _STRINGS: dict[Any, Any] = {
     Duration: Annotated[str, Meta(pattern=DURATION, examples=["30m", "12h", "3d", "2w"])],
+    Span: Annotated[str, Meta(pattern=SPAN, examples=["30m", "12h", "3d", "2w"])],
     Clock: Annotated[str, Meta(pattern=CLOCK, examples=["08:30", "18:00"])],
 }
 
@@ -319,7 +322,7 @@ def _may_be(hint: Any) -> str:
         return "tables" if get_origin(args[1]) is dict else f"a table of {_may_be(args[1])}"
     if _is_struct(hint):
         return "a table"
-    words = {Duration: "a duration", Clock: "a time of day", str: "text", bool: "true or false"}
+    words = {Duration: "a duration", Span: "a duration", Clock: "a time of day", str: "text", bool: "true or false"}
     if any(m.pattern == NAME for m in metas):
         return "a name"
     return words[hint] if hint in words else f"a number{_range(metas)}"

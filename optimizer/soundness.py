@@ -1,7 +1,6 @@
-"""What of a program can never happen, or never end? Stages, levels and limits, each against all the others."""
+"""What of a program can never happen, or never end? Stages and levels, each against all the others."""
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +9,8 @@ from optimizer.actions import Floats
 from optimizer.program import DAY, LAPSE, Event, Guardrails, Incentive, Program, Rule, Stage, Tone
 
 Severity = Literal["fault", "warning", "note"]
-WEEK = 7 * DAY
+LONG = 3_650
+"""Days after which nobody waits for anything any more."""
 
 
 class Finding(NamedTuple):
@@ -100,9 +100,44 @@ def journey(program: Program) -> Iterator[Finding]:
             yield Finding("fault", key, "is a dead end: nothing leads on from it and it is no goal", mend)
         if s.lapses_to == s.name:
             yield Finding("warning", f"{key}.lapses_to", "lapses to itself", "name another stage, or leave both out")
+    yield from _circles(program)
     yield from _values(program)
+    yield from _milestones(program)
     for s in program.stages:
         yield from _expectations(program, s)
+    hoped = {name for s in program.stages for name, share in s.expects.items() if share}
+    if hoped and program.goal in program.event_index and program.goal not in hoped:
+        mend = f"say in the expects of a stage how often {program.goal} happens there on a day"
+        yield Finding("warning", "stages.expects", f"no stage expects the goal, {program.goal}", mend)
+
+
+def _circles(p: Program) -> Iterator[Finding]:
+    """Yield lapses that lead back to where they began: an idle customer would go round and round."""
+    lapses = {s.name: s.lapses_to for s in p.stages if s.lapses_to in p.stage_index and s.lapses_to != s.name}
+    named: set[str] = set()
+    for start, to in lapses.items():
+        way, at = [start], to
+        while at in lapses and at not in way:
+            way.append(at)
+            at = lapses[at]
+        if at == start and start not in named:
+            named |= set(way)
+            problem = f"lapses in a circle: {', '.join([*way, start])}"
+            yield Finding("fault", f"stages[{start}].lapses_to", problem, "let one of them end it, without lapses_to")
+
+
+def _milestones(p: Program) -> Iterator[Finding]:
+    earlier: dict[tuple[object, ...], str] = {}
+    for m in p.milestones:
+        key = f"milestones[{m.name}]"
+        what = "count" if m.count else "streak" if m.streak else "after"
+        if m.of > LONG:
+            problem = f"takes {m.of} days at a step a day, or more"
+            yield Finding("warning", f"{key}.{what}", problem, "use what a customer can live to see")
+        same = (m.event, m.count, m.streak, tuple(sorted(m.streak_of)), m.after)
+        if same in earlier:
+            yield Finding("warning", key, f"is reached with {earlier[same]}", "ask for more, or remove one of them")
+        earlier.setdefault(same, m.name)
 
 
 def _values(p: Program) -> Iterator[Finding]:
@@ -117,6 +152,13 @@ def _values(p: Program) -> Iterator[Finding]:
         if e.kind == "macro" and e.value <= 0:
             mend = 'say what it is worth, or make it a kind = "micro"'
             yield Finding("warning", f"events[{e.name}].value", f"a macro-action is worth {e.value:g}", mend)
+        if e.kind == "micro" and e.value < 0:
+            problem = f"a small step forward is worth {e.value:g}"
+            yield Finding("warning", f"events[{e.name}].value", problem, 'use 0 or more, or make it a kind = "signal"')
+        sad = e.name == "opt_out" or (e.pauses_promotion is not None and e.pauses_below is None)
+        if sad and e.value > 0:
+            problem = f"is worth {e.value:g}, so a policy would seek it"
+            yield Finding("fault", f"events[{e.name}].value", problem, "use a negative value, or 0")
         if e.kind == "micro" and not e.scaled and e.value >= goal.value:
             mend = f"use less than the goal's {goal.value:g}"
             yield Finding("warning", f"events[{e.name}].value", "a small step is worth as much as the goal", mend)
@@ -128,6 +170,8 @@ def _expectations(p: Program, stage: Stage) -> Iterator[Finding]:
     for name in stage.expects:
         if name not in known:
             yield Finding("fault", key, f"{name!r} is not declared", f"use one of {', '.join(known)}")
+    for name in (name for name, share in stage.expects.items() if not share):
+        yield Finding("warning", key, f"{name!r} is expected never to happen: 0", "say how often, or leave it out")
     moving = {e.name for e in p.events if e.moves.get(stage.name, stage.name) != stage.name} | {LAPSE}
     if (total := sum(share for name, share in stage.expects.items() if name in moving)) > 1:
         problem = f"more than everybody leaves on a day: the events that move add up to {total:g}"
@@ -144,16 +188,22 @@ def levels(program: Program) -> Iterator[Finding]:
         if not (said and told):
             problem = f"is a leak: no {'tone' if said else 'incentive'} is allowed in it"
             yield Finding("fault", f"stages[{s.name}]", problem, f'add "{s.name}" to the stages of one')
+        else:
+            yield from _spared(program, s)
     for t in program.tones:
         if not t.retired and not any(_meet(i, t, program) for i in program.incentives):
             problem = "is never allowed: no incentive shares a stage with it"
             mend = "give it a stage in which there is something to say"
             yield Finding("fault", f"tones[{t.name}].stages", problem, mend)
+    for key, rows in (("incentives", program.incentives), ("tones", program.tones)):
+        for row in (row for row in rows if not row.retired):
+            yield from _barred(program, f"{key}[{row.name}].barred_segments", row)
     highest = dict(zip(program.stage_index, highest_momentum(program).tolist(), strict=True))
     for i in program.incentives:
         if not i.retired:
             yield from _never(program, i)
-            yield from _too_eager(i, {s: m for s, m in highest.items() if open_in(i, s)})
+            here = {s: m for s, m in highest.items() if open_in(i, s)}
+            yield from _too_eager(i, here, half_life=program.momentum_half_life)
     yield from _timings(program)
     yield from _rules(program, highest)
 
@@ -167,6 +217,9 @@ def _never(p: Program, i: Incentive) -> Iterator[Finding]:
     if i.stages and not i.retired and p.tones and not any(_meet(i, t, p) for t in p.tones):
         mend = "add a stage, or give a tone one of its stages"
         yield Finding("fault", f"{key}.stages", "is never allowed: no tone shares a stage with it", mend)
+    if i.cost and not i.minor_cost:
+        problem = f"is {i.cost:g}, less than the hundredth that money is counted in, so it is free"
+        yield Finding("warning", f"{key}.cost", problem, "use 0.01 or more, or leave it out")
     if i.stock == 0:
         yield Finding("fault", f"{key}.stock", "is never allowed: there are none", "say how many, or leave stock out")
     if rules.cap_per_week_by_kind.get(i.kind) == 0:
@@ -180,16 +233,42 @@ def _never(p: Program, i: Incentive) -> Iterator[Finding]:
         if not stays:
             problem = "is never allowed: customers lapse out of all its stages before"
             yield Finding("fault", f"{key}.comeback_after", problem, "shorten it, or add the stage they lapse to")
-    for name, barred in i.barred_segments.items():
+    if i.off_beat and rules.cadence is None:
+        mend = 'add cadence = { every = "2d" } to the guardrails, or leave it out'
+        yield Finding("warning", f"{key}.off_beat", "there is no cadence that it could be off", mend)
+
+
+def _barred(p: Program, key: str, level: Incentive | Tone) -> Iterator[Finding]:
+    for name, barred in level.barred_segments.items():
         declared = next((a.categories for a in p.attributes if a.name == name), ())
         if declared and set(declared) <= set(barred):
             problem = f"bars every category of {name}"
-            yield Finding("warning", f"{key}.barred_segments", problem, "leave out one, or mark it as retired")
+            yield Finding("warning", key, problem, "leave out one, or mark it as retired")
 
 
-def _too_eager(i: Incentive, highest: Mapping[str, float]) -> Iterator[Finding]:
-    """Yield a min_momentum that a step a day does not reach: anywhere, or in one of the incentive's stages."""
+def _spared(p: Program, stage: Stage) -> Iterator[Finding]:
+    """Yield categories of customers to whom nothing can be offered, or nothing said, in a stage."""
+    for what, rows in (("incentive", p.incentives), ("tone", p.tones)):
+        here = [row for row in rows if open_in(row, stage.name)]
+        for a in p.attributes:
+            for c in a.categories:
+                if all(c in row.barred_segments.get(a.name, ()) for row in here):
+                    problem = f"is a leak for {a.name} = {c}: every {what} in it is barred for them"
+                    yield Finding("warning", f"stages[{stage.name}]", problem, f"open one {what} to them")
+
+
+def _too_eager(i: Incentive, highest: Mapping[str, float], *, half_life: float) -> Iterator[Finding]:
+    """Yield a min_momentum that a step a day does not reach: anywhere, or in one of the incentive's stages.
+
+    Momentum is 1 - 2^-m, and m halves every half-life without a step, which a comeback takes.
+    """
+    idle = float(i.comeback_after or 0.0) / half_life
     short = [s for s, most in highest.items() if most < i.min_momentum]
+    left = 1.0 - (1.0 - max(highest.values(), default=0.0)) ** 2.0**-idle
+    if not short and left < i.min_momentum:
+        problem = f"is never allowed: after comeback_after a momentum of {left:.2f} is left at most, not"
+        mend = f"use at most {int(left * 100) / 100:g}, or leave it out"
+        yield Finding("fault", f"incentives[{i.name}].min_momentum", f"{problem} {i.min_momentum:g}", mend)
     if not short:
         return
     most = max(highest.values())
@@ -204,6 +283,15 @@ def _too_eager(i: Incentive, highest: Mapping[str, float]) -> Iterator[Finding]:
 
 def _timings(p: Program) -> Iterator[Finding]:
     live = [t for t in p.timings if not t.retired]
+    if not live:
+        yield Finding("fault", "timings", "are all retired, so no nudge can come", "leave one in use")
+    seen: dict[tuple[float | None, int | None], str] = {}
+    for t in live:
+        when = (t.delay, t.clock)
+        if when in seen:
+            problem = f"arrives when {seen[when]} does, so nothing can be learned from choosing"
+            yield Finding("warning", f"timings[{t.name}]", problem, "choose another time, or mark it as retired")
+        seen.setdefault(when, t.name)
     night = [t for t in live if t.clock is not None and quiet(p.guardrails, t.clock)]
     hours = f"{_clock(p.guardrails.quiet_from)} to {_clock(p.guardrails.quiet_until)}"
     if live and len(night) == len(live):
@@ -267,99 +355,3 @@ def _always(p: Program, i: Incentive, rule: Rule) -> bool:
     paid = (i.cost and p.guardrails.budget) or i.stock is not None or i.kind in p.guardrails.cap_per_week_by_kind
     here = tone is not None and not tone.barred_segments and all(open_in(tone, s) for s in rule.stages)
     return bool(here and not paid and not any(gates) and all(open_in(i, s) for s in rule.stages))
-
-
-def limits(program: Program) -> Iterator[Finding]:
-    """Yield guardrails that contradict one another, or that have nothing to guard."""
-    yield from _caps(program.guardrails)
-    yield from _narrower_caps(program)
-    yield from _money(program)
-    yield from _pauses(program)
-    yield from _rhythm(program.guardrails)
-    for ladder in sorted({i.ladder for i in program.incentives if i.ladder and not i.retired}):
-        yield from _ladder(program, ladder)
-    if not program.experiment.holdout:
-        problem = "nobody is held out, so nobody will know what the program adds"
-        yield Finding("note", "experiment.holdout", problem, "use 0.05 or more")
-
-
-def _caps(g: Guardrails) -> Iterator[Finding]:
-    for key, cap in (("cap_per_day", g.cap_per_day), ("cap_per_week", g.cap_per_week)):
-        if cap == 0:
-            yield Finding("fault", f"guardrails.{key}", "allows no nudge at all", "use 1 or more")
-            return
-    if g.cap_per_week > 7 * g.cap_per_day:
-        most = 7 * g.cap_per_day
-        problem = f"can never be reached: {g.cap_per_day} a day make {most} a week"
-        yield Finding("warning", "guardrails.cap_per_week", problem, f"use at most {most}")
-        return
-    gap = g.cooldown if g.cadence is None else max(g.cooldown, g.cadence.every - g.cadence.within)
-    awake = DAY - 60.0 * ((g.quiet_until - g.quiet_from) % 1440)
-    if awake < 3600:
-        problem = f"leave {awake / 60:g} minutes a day"
-        yield Finding("warning", "guardrails.quiet_from", f"the quiet hours {problem}", "shorten them")
-    for key, cap, span in (("cap_per_week", g.cap_per_week, WEEK), ("cap_per_day", g.cap_per_day, awake)):
-        if gap and (cap - 1) * gap >= span:
-            most = int(np.ceil(span / gap))
-            which = "cooldown" if gap == g.cooldown else "cadence"
-            problem = f"of {gap / 3600:g} hours makes {key} = {cap} unreachable: at most {most} fit"
-            mend = f"shorten it to less than {span / (cap - 1) / 3600:g} hours, or set {key} = {most}"
-            yield Finding("warning", f"guardrails.{which}", problem, mend)
-
-
-def _narrower_caps(p: Program) -> Iterator[Finding]:
-    g = p.guardrails
-    caps = {"scarce_per_week": g.scarce_per_week}
-    caps |= {f"cap_per_week_by_kind.{kind}": cap for kind, cap in g.cap_per_week_by_kind.items()}
-    for key, cap in caps.items():
-        if cap > g.cap_per_week > 0:
-            problem = f"allows {cap}, more than the {g.cap_per_week} that cap_per_week allows of all nudges"
-            yield Finding("warning", f"guardrails.{key}", problem, f"use at most {g.cap_per_week}")
-
-
-def _money(p: Program) -> Iterator[Finding]:
-    if p.guardrails.budget is None:
-        paid = [i.name for i in p.incentives if i.cost and not i.retired]
-        if paid:
-            problem = f"is missing, and {', '.join(paid)} cost money"
-            yield Finding("warning", "guardrails.budget", problem, 'add budget = { amount = 500, period = "1w" }')
-
-
-def _pauses(p: Program) -> Iterator[Finding]:
-    pausing = [e for e in p.events if e.pauses_promotion is not None]
-    promotional = [i.name for i in p.incentives if i.promotional and not i.retired]
-    if promotional and not pausing:
-        problem = f"none pauses promotion, and {', '.join(promotional)} would follow a complaint"
-        yield Finding("warning", "events", problem, 'give a complaint pauses_promotion = "14d"')
-    for e in pausing:
-        if not promotional:
-            key = f"events[{e.name}].pauses_promotion"
-            yield Finding("warning", key, "pauses nothing: no incentive is promotional", "mark those that are")
-
-
-def _rhythm(g: Guardrails) -> Iterator[Finding]:
-    if g.ladder.memory <= max(g.ladder.waits, g.cooldown):
-        problem = "is forgotten before a larger reward may follow, so none ever may"
-        yield Finding("fault", "guardrails.ladder.memory", problem, "make it longer than waits and cooldown")
-    if g.cadence is not None and g.cadence.within * 2 >= g.cadence.every:
-        problem = "is half of every or more, so every moment is in the rhythm"
-        yield Finding("warning", "guardrails.cadence.within", problem, "use less than half of every")
-
-
-def _ladder(p: Program, ladder: str) -> Iterator[Finding]:
-    rungs = sorted((i for i in p.incentives if i.ladder == ladder and not i.retired), key=lambda i: i.tier)
-    if len({i.tier for i in rungs}) < 2:
-        key = f"incentives[{rungs[0].name}].ladder"
-        yield Finding("warning", key, f"the ladder {ladder!r} has one rung", "add a larger or smaller reward to it")
-    for small, large in pairwise(rungs):
-        key = f"incentives[{large.name}]"
-        if large.tier > small.tier + 1:
-            problem = f"leaves a gap on the ladder {ladder!r}: {small.name} below it is tier {small.tier}"
-            yield Finding("warning", f"{key}.tier", problem, f"use {small.tier + 1}")
-        if large.tier > small.tier and large.cost < small.cost:
-            problem = f"costs {small.cost:g}, more than {large.name} above it with {large.cost:g}"
-            yield Finding("warning", f"incentives[{small.name}].cost", problem, "exchange their tiers or mend a cost")
-        apart = bool(small.stages and large.stages and not set(small.stages) & set(large.stages))
-        if large.tier > small.tier and apart:
-            problem = f"shares no stage with {small.name}, the rung below, which has to be tried first"
-            yield Finding("warning", f"{key}.stages", problem, "add a stage of the rung below")

@@ -1,80 +1,16 @@
-"""How does a message read? Words that press or shame, the one next step, what it promises, and how easy it is."""
+"""How does a message read? The one next step, what it promises, how easy it is, and whether it is finished."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from optimizer.manner import Complaint
 from optimizer.program import Incentive, Message
-
-Complaint = tuple[str, str]
-"""A problem and its mend."""
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
-
-REFUSED: dict[str, tuple[str, ...]] = {
-    "presses": (
-        "last chance",
-        "final (?:call|offer|reminder|notice|hours?)",
-        "act (?:now|fast|today)",
-        "hurry(?: up)?",
-        "now or never",
-        "limited[- ]time",
-        "running out",
-        "(?:before it is|before it's|not) too late",
-        "urgent(?:ly)?",
-        "while (?:stocks?|supplies) lasts?",
-        "expires? (?:soon|today|tonight)",
-        "only (?:today|now|hours|minutes)",
-        "(?:do not|don't) wait",
-    ),
-    "plays on the fear of missing out": (
-        "miss(?:ing)? out",
-        "(?:do not|don't|never) miss",
-        "left behind",
-        "fall(?:ing)? behind",
-        "every(?:one|body) else",
-        "(?:you will|you'll) regret",
-        "regret(?:s|ted)?",
-        "lose (?:your|it|everything)",
-    ),
-    "shames": (
-        "ashamed",
-        "shame(?:ful)?",
-        "guilt(?:y)?",
-        "laz(?:y|iness)",
-        "no excuses?",
-        "disappoint(?:s|ed|ing|ment)?",
-        "fail(?:ed|ing|ure|s)?",
-        "let (?:us|me|them|yourself) down",
-        "you owe",
-        "we (?:miss|missed) you",
-        "where have you been",
-        "still (?:have not|haven't)",
-    ),
-    "promises what nobody can keep": (
-        "guaranteed? (?:results?|success)",
-        "no[- ]risk",
-        "risk[- ]free",
-        "you have won",
-        "you've won",
-    ),
-}
-"""What no message may do, and the phrases that do it, as regular expressions of whole words."""
-
-BOSSY = r"you (?:must|have to|need to|should|ought to)"
-"""What is not refused, and better said as an offer."""
-
-SCARCITY = (
-    r"only \d+ (?:left|seats?|places?|spots?|remain(?:ing)?)",
-    r"(?:almost|nearly) (?:gone|sold out)",
-    r"(?:a )?few left",
-    r"ends (?:soon|today|tonight|tomorrow|at midnight)",
-    r"last \d+",
-)
-"""Claims that something runs out: allowed only where the incentive is declared `scarce`, and so is seldom used."""
 
 VERBS = _words(
     """
@@ -153,35 +89,6 @@ def _syllables(word: str) -> int:
     return max(groups, 1)
 
 
-def pressing(text: str, *, also: Sequence[str] = ()) -> Iterator[Complaint]:
-    """Yield what is wrong with the manner of a text: phrases that press, shame or frighten, and the program's own.
-
-    >>> list(pressing("Hurry, the sale is on"))[0][0]
-    'says "Hurry", which presses'
-    """
-    for does, phrases in REFUSED.items():
-        for match in re.finditer(rf"\b(?:{'|'.join(phrases)})\b", text, re.IGNORECASE):
-            yield f'says "{match[0]}", which {does}', "say what there is and leave the choice to the reader"
-    for phrase in also:
-        words = r"\s+".join(re.escape(word) for word in phrase.split())
-        for match in re.finditer(rf"(?<!\w){words}(?!\w)", text, re.IGNORECASE):
-            yield f'says "{match[0]}", which guardrails.refused_phrases rules out', "say it in other words"
-
-
-def loud(text: str) -> Iterator[Complaint]:
-    """Yield what is loud about a text: orders, words in capitals, several exclamation marks.
-
-    >>> [problem for problem, _ in loud("You MUST see this")]
-    ['says "You MUST", which orders about', 'shouts "MUST"']
-    """
-    if match := re.search(rf"\b{BOSSY}\b", text, re.IGNORECASE):
-        yield f'says "{match[0]}", which orders about', "offer it: the choice is the reader's"
-    if shout := re.search(r"\b[A-Z]{4,}\b", text):
-        yield f'shouts "{shout[0]}"', "write it in small letters"
-    if "!!" in text:
-        yield 'shouts "!!"', "one exclamation mark is plenty"
-
-
 def unsteady(call_to_action: str) -> Iterator[Complaint]:
     """Yield what keeps a call to action from being one obvious next step.
 
@@ -250,3 +157,19 @@ def undated(earns: str) -> bool:
     (True, False)
     """
     return not re.search(_MOMENTS, earns, re.IGNORECASE)
+
+
+_UNFINISHED = (
+    r"\b(?:TODO|TBD|TBC|FIXME|XXX+|lorem ipsum)\b|%(?:s|d|\(\w+\)s)|%%\w+%%|\$\{?[A-Za-z_]\w*\}?|"
+    r"\[[A-Z][A-Z _-]+\]|<[a-z][\w -]*>|\?\?\?|\b(?:insert|your) text(?: here)?\b"
+)
+
+
+def unfinished(text: str) -> str | None:
+    """Return what shows that a text is not finished, such as a note to oneself or another tool's placeholder.
+
+    >>> unfinished("Dear [FIRST NAME], TODO"), unfinished("Nothing to do for [now]")
+    ('[FIRST NAME]', None)
+    """
+    match = re.search(_UNFINISHED, text)
+    return match[0] if match else None

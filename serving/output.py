@@ -82,10 +82,7 @@ def audited(audit: Audit) -> dict[str, object]:
     return {
         "fit": audit.fit,
         **{part: audit.share(part) for part in TRINITY},
-        "findings": [
-            {"severity": f.severity, "place": f"{f.file}: {f.key}", "problem": f.problem, "mend": f.mend}
-            for f in audit.findings
-        ],
+        "findings": [{**f._asdict(), "place": f"{f.file}: {f.key}"} for f in audit.findings],
         "touch_points": [t._asdict() for t in audit.touches],
         "messages": [m._asdict() for m in audit.messages],
     }

@@ -193,10 +193,7 @@ def knowing(program: Program, event: str, *, earlier: Mapping[str, Program]) -> 
 
 
 def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ProgramError([Fault(str(file), "TOML", f"is not UTF-8 ({error})", "save it as UTF-8")]) from None
+    return file.read_text(encoding="utf-8-sig", errors="replace")  # what could not be read is named as a fault
 
 
 def _shipped() -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from optimizer.program import (
     Incentive,
     Milestone,
     Program,
+    Span,
     Stage,
     Timing,
     Tone,
@@ -97,8 +98,8 @@ def program(
         goal=goal,
         stages=(Stage(name="member", title="Member"),),
         events=(
-            Event(name=everyday, kind="micro", value=1.0, window=Duration(DAY)),
-            Event(name=goal, kind="macro", value=value, window=Duration(30 * DAY)),
+            Event(name=everyday, kind="micro", value=1.0, window=Span(DAY)),
+            Event(name=goal, kind="macro", value=value, window=Span(30 * DAY)),
         ),
         incentives=incentives,
         tones=tuple(Tone(name=f"wording-{i}", title=f"Wording {i}") for i in range(1, tones + 1)),

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizer.audit import check
-from optimizer.program import Clock, Duration, Guardrails, Program
+from optimizer.program import Clock, Duration, Guardrails, Program, Span
 from optimizer.programs import SHIPPED, read
-from optimizer.schema import CLOCK, DURATION, KEYS, new, reference, schema
+from optimizer.schema import CLOCK, DURATION, KEYS, SPAN, new, reference, schema
 
 GUIDE = Path(__file__).parents[2] / "docs" / "programs.md"
 SCHEMA = jsonschema.Draft202012Validator(schema())
@@ -78,7 +78,7 @@ def test_the_defaults_that_an_editor_shows_are_those_in_force() -> None:
     for name, key in shown.items():
         if "default" in key:
             value: Any = getattr(defaults, name)
-            kinds: dict[type, Any] = {Duration: Duration.parse, Clock: Clock.parse}
+            kinds: dict[type, Any] = {kind: kind.parse for kind in (Duration, Span, Clock)}
             assert kinds.get(type(value), lambda x: x)(key["default"]) == value, name
     assert shown["cooldown"]["default"] == "12h"
     assert shown["quiet_from"]["default"] == "21:00"
@@ -90,7 +90,7 @@ def test_the_defaults_that_an_editor_shows_are_those_in_force() -> None:
     | st.from_regex(CLOCK, fullmatch=True)
 )
 def test_durations_and_times_of_day_are_what_the_reader_takes_for_them(text: str) -> None:
-    for pattern, kind in ((DURATION, Duration), (CLOCK, Clock)):
+    for pattern, kind in ((DURATION, Duration), (SPAN, Span), (CLOCK, Clock)):
         try:
             kind.parse(text)
         except ValueError:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from optimizer.manner import loud, pressing
 from optimizer.program import Incentive, Message
-from optimizer.wording import LONGEST_BODY, loud, overpromised, pressing, reading, undated, unsteady, worthless
+from optimizer.wording import LONGEST_BODY, overpromised, reading, undated, unsteady, worthless
 
 COUPON = Incentive(name="c", title="Coupon", kind="monetary", earns="5 EUR off your next order of 20 EUR or more.")
 
@@ -49,7 +50,7 @@ def test_a_word_inside_another_is_not_taken_for_it(text: str) -> None:
 
 def test_a_house_may_refuse_phrases_of_its_own() -> None:
     found = list(pressing("What a crazy  deal", also=["crazy deal", "C++"]))
-    assert found == [('says "crazy  deal", which guardrails.refused_phrases rules out', "say it in other words")]
+    assert found == [('says "crazy deal", which guardrails.refused_phrases rules out', "say it in other words")]
     assert list(pressing("We teach C++ here", also=["C++"]))
     assert list(pressing("a crazy dealer", also=["crazy deal"])) == []
 
