@@ -22,7 +22,7 @@ from benchmarks.results import Row, write
 from optimizer.actions import ActionSpace, Floats, Ints
 from optimizer.policy import Rounds
 from training import intervals, ope, sequence
-from training.intervals import clustered
+from training.intervals import by_customer, clustered
 from training.promotion import always_valid
 from training.reward_model import cross_fit
 
@@ -128,7 +128,9 @@ def coverage(seed: int, *, n: int, logger: Logger, base: float) -> dict[str, flo
         "student t": (t.low, t.high),
         "bca": _ends(few.bca(rng=rng, resamples=1_000)),
         "poisson": _ends(few.poisson(rng=rng, resamples=1_000)),
-        "likelihood": _ends(intervals.likelihood(evidence.weights, evidence.rewards, customers, low=0.0, high=1.0)),
+        "likelihood": _ends(
+            intervals.likelihood(evidence.weights, evidence.rewards, intervals.gathered(customers), low=0.0, high=1.0)
+        ),
     }
     record = {f"{name} covers": float(low <= truth <= high) for name, (low, high) in found.items()}
     record |= {f"{name} width": high - low for name, (low, high) in found.items()}
@@ -182,12 +184,15 @@ def gate(seed: int, *, n: int, logger: Logger, base: float, lift: float) -> dict
     q = cross_fit(rounds, SPACE).predict(rounds)
     evidence = ope.weigh(rounds, _of(given.target, rounds), q)
     gap = ope.dr(evidence) - ope.dr(ope.weigh(rounds, _of(given.champion, rounds), q))
-    promoted, last = [], clustered(gap, rounds.customers)
-    for size in np.linspace(n / LOOKS, n, LOOKS).astype(int):
-        w = evidence.weights[:size]
-        enough = w.sum() ** 2 / (w @ w) >= 200.0
-        seen = always_valid(clustered(gap[:size], rounds.customers[:size]), level=0.95)
-        promoted.append(bool(enough and seen.low > 0))
+    last, sums, sizes, promoted = clustered(gap, rounds.customers), np.zeros(n), np.zeros(n), []
+    effective = np.cumsum(evidence.weights) ** 2 / np.cumsum(evidence.weights**2).clip(1e-9)
+    for new in np.array_split(np.arange(n), LOOKS):
+        who = rounds.customers[new]
+        sums += np.bincount(who, weights=gap[new], minlength=n)
+        sizes += np.bincount(who, minlength=n)
+        there = sizes > 0
+        seen = always_valid(by_customer(sums[there], sizes[there]), level=0.95)
+        promoted.append(bool(effective[new[-1]] >= 200.0 and seen.low > 0))
     reach = always_valid(last, level=0.95).high - last.value
     detectable = (reach + float(ndtri(0.8)) * last.error) / given.value(given.champion)
     return {

@@ -154,7 +154,18 @@ def ui(*, port: int, root: Path) -> None:
     from training.registry import Registry  # noqa: PLC0415  (heavy)
 
     store = Registry.open(root)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri, "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        store.uri,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     if store.artifacts:
         command += ["--default-artifact-root", store.artifacts]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}

@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 from optimizer.policy import Policy
+from training import relocation
 from training.dataset import Dataset
 from training.evaluate import Evaluation
 from training.figures import Figure
@@ -75,14 +76,20 @@ class Registry:
 
     @classmethod
     def open(cls, root: Path = _ROOT, *, environment: Mapping[str, str] | None = None) -> "Registry":
-        """Return the registry at `MLFLOW_TRACKING_URI`, or else the default under `root`, which is created."""
+        """Return the registry at `MLFLOW_TRACKING_URI`, or else the default under `root`, which is created.
+
+        A store in a file may have been moved since it was last opened: its artifacts are looked for beside it.
+        """
         given = (os.environ if environment is None else environment).get("MLFLOW_TRACKING_URI", "")
-        if given:
-            local = given.removeprefix("sqlite:///") if given.startswith("sqlite:///") else ""
-            return cls(given, Path(local).resolve().parent.joinpath("artifacts").as_uri() if local else "")
-        folder = root.resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri())
+        local = given.removeprefix("sqlite:///") if given.startswith("sqlite:///") else ""
+        if given and not local:
+            return cls(given, "")
+        database = Path(local).resolve() if local else root.resolve() / "mlflow.db"
+        if not given:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        artifacts = database.parent / "artifacts"
+        relocation.follow(database, artifacts)
+        return cls(given or f"sqlite:///{database}", artifacts.as_uri())
 
     # What is written.
 

@@ -1,6 +1,9 @@
 """The registry: a real MLflow on a store of its own, from a trained policy to a served champion and back."""
 
+import contextlib
 import json
+import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from msgspec.structs import replace
 
 import policies
 from tests.training.worlds import made_up
+from training import relocation
 from training.evaluate import Evaluation, baselines, deployed, evaluate
 from training.promotion import Verdict, judge
 from training.registry import NotPromotedError, Registered, Registry, digest
@@ -186,6 +190,44 @@ def test_the_environment_names_the_store(tmp_path: Path) -> None:
     assert Registry.open(environment={"MLFLOW_TRACKING_URI": uri}).artifacts == (tmp_path / "artifacts").as_uri()
     default = Registry.open(tmp_path / "mlruns", environment={})
     assert default == Registry(f"sqlite:///{tmp_path}/mlruns/mlflow.db", (tmp_path / "mlruns/artifacts").as_uri())
+
+
+def test_a_store_that_was_moved_finds_its_artifacts(
+    registry: Registry, registered: list[Registered], evaluation: Evaluation, tmp_path: Path
+) -> None:
+    """MLflow keeps whole paths: a copy must not read, nor write, where it came from."""
+    files = {"report.html": "<p>hello</p>"}
+    registry.log_evaluation(evaluation, judge(evaluation), dataset=HALVES.later, files=files, params={})
+    shutil.copytree(Path(registry.artifacts.removeprefix("file://")).parent, tmp_path / "moved")
+    moved = Registry.open(tmp_path / "moved", environment={})
+    first = moved.get("small", registered[0].version)
+    rounds = WORLD.dataset.rounds.take(slice(10))
+    given = (rounds.contexts, rounds.allowed, rounds.prices(PROGRAM.space))
+    assert first.folder.is_relative_to(tmp_path)
+    assert policies.load(first.folder, PROGRAM.space).probabilities(*given).shape == (10, PROGRAM.space.k)
+    found = moved.last_evaluation("small")
+    assert found is not None
+    assert found.evaluation == evaluation
+    run = moved.log_evaluation(evaluation, judge(evaluation), dataset=HALVES.later, files=files, params={})
+    for one in (found.run, run):
+        place = Path(moved._client().get_run(one).info.artifact_uri.removeprefix("file://"))
+        assert place.is_relative_to(tmp_path)
+        assert (place / "report.html").is_file()
+    assert registry.get("small", registered[0].version).folder == registered[0].folder
+
+
+def test_artifacts_that_were_put_elsewhere_on_purpose_stay(tmp_path: Path) -> None:
+    places = ["file:///elsewhere/small", "s3://bucket/small"]
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store, store:
+        store.execute("CREATE TABLE experiments (name, artifact_location)")
+        store.executemany("INSERT INTO experiments VALUES ('nudge/small', ?)", [(place,) for place in places])
+    (tmp_path / "artifacts" / "other").mkdir(parents=True)
+    assert relocation.follow(tmp_path / "mlflow.db", tmp_path / "artifacts") == 0
+    (tmp_path / "artifacts" / "small").mkdir()
+    assert relocation.follow(tmp_path / "mlflow.db", tmp_path / "artifacts") == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        found = [place for (place,) in store.execute("SELECT artifact_location FROM experiments")]
+    assert found == [(tmp_path / "artifacts" / "small").as_uri(), places[1]]
 
 
 def test_no_global_store_is_touched(clean: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
