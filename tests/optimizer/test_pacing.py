@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.pacing import Purse, pace, repriced
+from optimizer.pacing import Purse, gain, pace, repriced
 from optimizer.program import DAY, Program
 from tests.small_program import GUARDRAILS, NOON, small
 
@@ -20,8 +20,9 @@ def test_spending_what_is_due_leaves_the_price_as_it_is() -> None:
 
 
 def test_the_price_rises_with_what_is_spent_too_fast_and_is_never_negative() -> None:
-    # By hand: 1 % of the budget more than is due raises the price by 3 x (1 + 1) x 0.01.
-    assert pace(PROGRAM, spent=WHOLE / 7 + 2000, elapsed=DAY, price=1.0) == pytest.approx(1.06)
+    # By hand: after a seventh the gain is 3 + 30 / (1 + 28 / 7) = 9, and 1 % of the budget more than is due raises the
+    # price by 9 x (1 + 1) x 0.01.
+    assert pace(PROGRAM, spent=WHOLE / 7 + 2000, elapsed=DAY, price=1.0) == pytest.approx(1.18)
     assert pace(PROGRAM, spent=0, elapsed=6 * DAY, price=0.5) == 0.0
     # With half of the money and a day left, a tenth of a day and a tenth of the money are even.
     assert pace(PROGRAM, spent=WHOLE / 20, elapsed=DAY / 10, price=2.0, left=WHOLE / 2, remaining=DAY) == pytest.approx(
@@ -42,7 +43,7 @@ def test_the_price_is_finite_whatever_the_purse_says(
     spent: float, elapsed: float, price: float, left: float, remaining: float
 ) -> None:
     after = pace(PROGRAM, spent=spent, elapsed=elapsed, price=price, left=left, remaining=remaining)
-    assert 0 <= after <= price + 3 * (1 + price) * abs(spent) / (0.02 * WHOLE)
+    assert 0 <= after <= price + gain(0.0) * (1 + price) * abs(spent) / (0.02 * WHOLE)
 
 
 def test_a_new_period_counts_only_its_own_spending() -> None:
@@ -90,6 +91,18 @@ def test_a_price_that_has_been_learned_spends_evenly() -> None:
     purses = spend_a_week(PROGRAM, seed=0, demand=3.0, price=1.6)
     left = np.array([p.left for p in purses[:: len(purses) // 7]]) / WHOLE
     assert np.abs(left - np.linspace(1.0, 0.0, len(left))).max() <= 0.08
+
+
+def ahead(purses: list[Purse]) -> float:
+    """Return how far the spending is from even at the most, as a share of the budget."""
+    spent = 1.0 - np.array([p.left for p in purses]) / WHOLE
+    return float(np.abs(spent - np.linspace(0.0, 1.0, len(spent))).max())
+
+
+@pytest.mark.parametrize("demand", [1.5, 3.0, 20.0, 100.0])
+def test_from_no_price_at_all_a_budget_is_spent_within_a_tenth_of_even(demand: float) -> None:
+    # With a constant gain of 3 these are 0.11, 0.21, 0.39 and 0.47.
+    assert max(ahead(spend_a_week(PROGRAM, seed=seed, demand=demand)) for seed in range(2)) <= 0.1
 
 
 def test_a_change_of_demand_is_followed() -> None:

@@ -92,11 +92,10 @@ async def a_day(store: Store, *, visitors: float, changes: tuple[int, ...] = ())
 
 
 @pytest.mark.slow
-async def test_a_budget_is_spent_evenly_and_to_two_per_cent_and_never_overspent(server: Server) -> None:
+async def test_from_no_price_a_budget_is_spent_evenly_and_to_two_per_cent_and_never_overspent(server: Server) -> None:
     async with await Store.open(server.url) as old:
         await old.command("FLUSHALL")
     async with await Store.open(server.url, shards=1) as store:
-        await store.set_cost_price(PROGRAM.name, 2.0)  # about what the day before would have left
         spent = np.array(await a_day(store, visitors=1_700, changes=(333, 720)))
     assert spent[-1] >= 0.98
     assert np.argmax(spent >= 0.995) >= 0.97 * 1_440 or spent[-1] < 0.995, "it ran out long before the day did"
