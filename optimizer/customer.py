@@ -415,7 +415,7 @@ def encode(program: Program, columns: Columns) -> Floats:
         else:
             numbers = column.astype(np.float64)
             unknown = np.isnan(numbers)
-            scaled = np.clip((numbers - attribute.mean) / attribute.scale, -5.0, 5.0)
+            scaled = np.minimum(np.maximum((numbers - attribute.mean) / attribute.scale, -5.0), 5.0)
             contexts[:, at], contexts[:, at + 1] = np.where(unknown, 0.0, scaled), unknown
             at += 2
     return contexts
@@ -459,8 +459,7 @@ def deliveries(program: Program, cohort: Cohort) -> tuple[Floats, Floats]:
     """
     local = cohort.at + cohort.offsets(cohort.at)
     midnight = np.floor(local / DAY) * DAY
-    clock = np.array([t.clock is not None for t in program.timings])
-    after = np.array([float(t.delay or 0.0) if t.clock is None else int(t.clock) * 60.0 for t in program.timings])
+    clock, after = program.by_clock, program.after
     today = midnight[:, None] + after
     at_clock = np.where(today > local[:, None], today, today + DAY)
     utc = np.where(clock, at_clock - (local - cohort.at)[:, None], cohort.at[:, None] + after)

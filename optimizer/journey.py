@@ -214,14 +214,18 @@ def progress(program: Program, customer: Customer) -> Progress | None:
 
     Time passes without a step: an anniversary is the nearest in its last tenth, or where nothing else is to come.
     """
-    nearest, best = None, -1.0
-    ahead = [m for m in program.milestones if not reached(m, customer)]
-    near = [m for m in ahead if m.after is None or done(m, customer) >= 0.9 * m.of]
-    for milestone in near or ahead:
+    nearest, best, is_near = None, -1.0, False
+    for milestone in program.milestones:
+        if reached(milestone, customer):
+            continue
         steps = done(milestone, customer)
-        if steps / milestone.of > best:
-            nearest, best = Progress(milestone.title, steps, milestone.of, milestone.reward), steps / milestone.of
-    return nearest
+        near, part = milestone.after is None or steps >= 0.9 * milestone.of, steps / milestone.of
+        if (near, part) > (is_near, best):
+            nearest, best, is_near = (milestone, steps), part, near
+    if nearest is None:
+        return None
+    milestone, steps = nearest
+    return Progress(milestone.title, steps, milestone.of, milestone.reward)
 
 
 def earned(program: Program, customer: Customer) -> list[Milestone]:

@@ -512,6 +512,16 @@ class Program(_Struct, frozen=True, dict=True):
         return np.array([delay <= PROMPT for delay in delays], dtype=np.bool_)
 
     @cached_property
+    def by_clock(self) -> Bools:
+        """Shape (timings,): which deliver at a time of day, not after a delay."""
+        return np.array([x.clock is not None for x in self.timings], dtype=np.bool_)
+
+    @cached_property
+    def after(self) -> Floats:
+        """Shape (timings,): seconds after the decision, or after local midnight where it delivers by the clock."""
+        return np.array([float(x.delay or 0.0) if x.clock is None else int(x.clock) * 60.0 for x in self.timings])
+
+    @cached_property
     def away_after(self) -> float:
         """Seconds without a step after which the next one is a comeback; infinite where nothing says how long."""
         comebacks = [float(x.comeback_after) for x in self.incentives if x.comeback_after is not None]

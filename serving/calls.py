@@ -32,6 +32,7 @@ class Row(NamedTuple):
     `control` -1 does not look at the program's control. A claim is (key, seconds, limit, low, high, take), a move
     (key, seconds, amount), an event (kind, payload), an outcome (key, revision), a due reservation (when, member), a
     message (key of the due ones, key of the messages, id, content), a watch (key, when or -1 for never, customer).
+    What a row has none of is None: the server makes a table of its own of each empty list.
     """
 
     customer: int
@@ -39,18 +40,18 @@ class Row(NamedTuple):
     decision: int = 0
     answer: int = 0
     control: int = -1
-    claims: Sequence[tuple[int, int, int, int, int, int]] = ()
-    moves: Sequence[tuple[int, int, int]] = ()
-    fields: Sequence[tuple[str, int]] = ()
-    events: Sequence[tuple[str, int]] = ()
-    outcomes: Sequence[tuple[int, int]] = ()
-    due: Sequence[tuple[float, int]] = ()
-    done: Sequence[int] = ()
+    claims: Sequence[tuple[int, int, int, int, int, int]] | None = None
+    moves: Sequence[tuple[int, int, int]] | None = None
+    fields: Sequence[tuple[str, int]] | None = None
+    events: Sequence[tuple[str, int]] | None = None
+    outcomes: Sequence[tuple[int, int]] | None = None
+    due: Sequence[tuple[float, int]] | None = None
+    done: Sequence[int] | None = None
     history: int = 0
     decision_id: str = ""
-    overruns: Sequence[int] = ()
-    messages: Sequence[tuple[int, int, str, int]] = ()
-    watches: Sequence[tuple[int, float, int]] = ()
+    overruns: Sequence[int] | None = None
+    messages: Sequence[tuple[int, int, str, int]] | None = None
+    watches: Sequence[tuple[int, float, int]] | None = None
 
 
 class Call:
@@ -90,9 +91,9 @@ class Call:
         """Return the position of a record."""
         return self.content(records.encode(record))
 
-    def queued(self, messages: Iterable[Message]) -> list[tuple[int, int, str, int]]:
+    def queued(self, messages: Iterable[Message]) -> list[tuple[int, int, str, int]] | None:
         """Return messages for targets as a row has them."""
-        return [
+        queued = [
             (
                 self.key(hooks.due_key(self.shard, m.target)),
                 self.key(hooks.messages_key(self.shard, m.target)),
@@ -101,6 +102,7 @@ class Call:
             )
             for m in messages
         ]
+        return queued or None
 
     def watched(self, customer_id: str, at: float | None) -> list[tuple[int, float, int]]:
         """Return by when to look at a customer again, if no step is taken, as a row has it."""
@@ -149,14 +151,15 @@ def add_decision(
         claims=[
             (*call.resource(c.resource), c.limit, c.low, c.high, c.take)
             for c in reservations.claims(program, decision, shard=call.shard, shards=shards)
-        ],
+        ]
+        or None,
         fields=((records.journey_field(program.name), call.content(records.encode_journey(after))),),
         events=(("decision", call.record(decision)),),
-        due=((after.sent[-1].expires_at, call.record((person, made))),) if expires else (),
+        due=((after.sent[-1].expires_at, call.record((person, made))),) if expires else None,
         history=call.key(records.history_key(call.shard, program.name, person)),
         decision_id=made,
         messages=call.queued(messages),
-        watches=_watches(call, program, None, after) if after.enrolled_at == decision.at else (),
+        watches=_watches(call, program, None, after) if after.enrolled_at == decision.at else None,
     )
     call.rows.append(row)
 
@@ -182,7 +185,7 @@ def add_outcomes(
         fields=[*_place(call, program, place, effects), ("profile", call.record(records.profile_of(place.customer)))],
         events=[("outcome", call.record(o)) for o in outcomes],
         outcomes=[(call.key(k), o.revision) for k, o in zip(keys, outcomes, strict=True)],
-        overruns=[e.overrun.cost for e in effects if e.overrun is not None],
+        overruns=[e.overrun.cost for e in effects if e.overrun is not None] or None,
         messages=call.queued(messages),
         watches=_watches(call, program, before.place if before.place.ledger.entries else None, place.customer),
     )
@@ -207,7 +210,7 @@ def add_watched(call: Call, program: Program, watched: Watched) -> None:
     row = Row(
         customer=call.customer(person),
         rev=before.rev,
-        fields=(field,) if field else (),
+        fields=(field,) if field else None,
         messages=call.queued(watched.messages),
         watches=call.watched(person, watched.next_at),
     )
@@ -232,15 +235,17 @@ def add_profile(call: Call, customer_id: str, profile: Profile, *, rev: int) -> 
     call.rows.append(Row(call.customer(customer_id), rev, fields=(("profile", call.record(profile)),)))
 
 
-def _watches(call: Call, program: Program, before: Place | None, after: Customer) -> Sequence[tuple[int, float, int]]:
+def _watches(
+    call: Call, program: Program, before: Place | None, after: Customer
+) -> Sequence[tuple[int, float, int]] | None:
     """Return when to look at a customer again, where that is not what it was."""
     dues = [None if c is None else journey.missed(program, c) for c in (before and before.customer, after)]
     was, due = (None if d is None else d.at for d in dues)
-    return () if was == due else call.watched(after.customer_id, due)
+    return None if was == due else call.watched(after.customer_id, due)
 
 
-def _moves(call: Call, effects: Sequence[Effect]) -> list[tuple[int, int, int]]:
-    return [(*call.resource(m.resource), m.amount) for effect in effects for m in effect.moves]
+def _moves(call: Call, effects: Sequence[Effect]) -> list[tuple[int, int, int]] | None:
+    return [(*call.resource(m.resource), m.amount) for effect in effects for m in effect.moves] or None
 
 
 def _place(call: Call, program: Program, place: Place, effects: Sequence[Effect]) -> list[tuple[str, int]]:

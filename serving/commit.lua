@@ -7,6 +7,7 @@ local rows = cmsgpack.unpack(ARGV[1])
 local keep, remembered = ARGV[2], tonumber(ARGV[3])
 local now = redis.call('TIME')[1]
 local control
+local none = {}
 local used, changed = {}, {} -- what is used of each resource, and for how many seconds to keep what has changed
 
 local function in_use(key)
@@ -41,7 +42,7 @@ local function verdict(row)
     control = control or tonumber(redis.call('HGET', KEYS[2], 'rev')) or 0
     if control ~= row[5] then return 0 end
   end
-  for _, claim in ipairs(row[6]) do
+  for _, claim in ipairs(row[6] or none) do
     local left = claim[3] - in_use(claim[1])
     if left < 0 then left = 0 end
     if left < claim[4] or left >= claim[5] then return 0 end
@@ -50,18 +51,18 @@ local function verdict(row)
 end
 
 local function write(row)
-  for _, event in ipairs(row[9]) do
+  for _, event in ipairs(row[9] or none) do
     redis.call('XADD', KEYS[1], '*', 'kind', event[1], 'payload', ARGV[event[2]])
   end
   local fields = {'rev', row[2] + 1, 'seen', now}
-  for _, field in ipairs(row[8]) do
+  for _, field in ipairs(row[8] or none) do
     fields[#fields + 1] = field[1]
     fields[#fields + 1] = ARGV[field[2]]
   end
   redis.call('HSET', KEYS[row[1]], unpack(fields))
-  for _, claim in ipairs(row[6]) do use(claim[1], claim[2], claim[6]) end
-  for _, move in ipairs(row[7]) do use(move[1], move[2], move[3]) end
-  for _, outcome in ipairs(row[10]) do
+  for _, claim in ipairs(row[6] or none) do use(claim[1], claim[2], claim[6]) end
+  for _, move in ipairs(row[7] or none) do use(move[1], move[2], move[3]) end
+  for _, outcome in ipairs(row[10] or none) do
     redis.call('SET', KEYS[outcome[1]], outcome[2], 'EX', keep)
   end
   if row[3] > 0 then
@@ -70,17 +71,17 @@ local function write(row)
       redis.call('LTRIM', KEYS[row[13]], 0, remembered - 1)
     end
   end
-  for _, due in ipairs(row[11]) do redis.call('ZADD', KEYS[3], due[1], ARGV[due[2]]) end
-  for _, done in ipairs(row[12]) do redis.call('ZREM', KEYS[3], ARGV[done]) end
-  for _, cost in ipairs(row[15]) do
+  for _, due in ipairs(row[11] or none) do redis.call('ZADD', KEYS[3], due[1], ARGV[due[2]]) end
+  for _, done in ipairs(row[12] or none) do redis.call('ZREM', KEYS[3], ARGV[done]) end
+  for _, cost in ipairs(row[15] or none) do
     redis.call('HINCRBY', KEYS[4], 'count', 1)
     redis.call('HINCRBY', KEYS[4], 'amount', cost)
   end
-  for _, watch in ipairs(row[17]) do
+  for _, watch in ipairs(row[17] or none) do
     if watch[2] < 0 then redis.call('ZREM', KEYS[watch[1]], ARGV[watch[3]])
     else redis.call('ZADD', KEYS[watch[1]], watch[2], ARGV[watch[3]]) end
   end
-  for _, message in ipairs(row[16]) do -- the ids that are due, the messages, an id, the message
+  for _, message in ipairs(row[16] or none) do -- the ids that are due, the messages, an id, the message
     if redis.call('HSETNX', KEYS[message[2]], message[3], ARGV[message[4]]) == 1 then
       redis.call('ZADD', KEYS[message[1]], 0, message[3])
     end
