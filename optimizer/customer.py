@@ -115,6 +115,25 @@ class Trigger(msgspec.Struct, frozen=True, array_like=True):
     reason: Literal["quick_win", "comeback", "milestone", "signal"]
 
 
+class Statement(msgspec.Struct, frozen=True, array_like=True):
+    """That a customer agrees to be nudged, or does not; `id` is a digest of the outcome's."""
+
+    id: bytes
+    at: float
+    agrees: bool
+
+
+class Said(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What was so before the statements of consent that can still be taken back, and these as they came."""
+
+    before: bool | None = None
+    statements: tuple[Statement, ...] = ()
+
+
+UNSAID = Said()
+"""Nothing that could be taken back."""
+
+
 class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A nudge that this customer received or is about to: what caps, cooldown and reservations look at."""
 
@@ -158,6 +177,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     trigger: Trigger | None = None
     days: int = 0
     asked_at: float = 0.0
+    said: Said = UNSAID
 
 
 @dataclass(frozen=True)

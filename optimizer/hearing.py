@@ -3,8 +3,7 @@
 A `Ledger` keeps the outcomes of the last eight days of a customer as they finally are, 64 at most, and the customer
 before them. In whatever order the revisions of these are delivered, stage, momentum, streaks, counts, pauses and
 hours are those after the last revisions in order of time. What is older has become part of the customer for good: a
-correction of it is learned at the next training. Consent is taken as it comes, but an agreement that is older than a
-refusal changes nothing; a refusal that was reported by mistake is put right by the profile or a newer agreement.
+correction of it is learned at the next training. What becomes of consent is in `consent`.
 """
 
 import math
@@ -14,7 +13,8 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from optimizer.customer import Customer, Decayed, Trigger
+from optimizer.consent import STATEMENTS, stated
+from optimizer.customer import UNSAID, Customer, Decayed, Trigger
 from optimizer.events import Outcome
 from optimizer.journey import MEMORY, follow
 from optimizer.program import Program
@@ -22,10 +22,8 @@ from optimizer.program import Program
 ENTRIES = 64
 """How many outcomes of a customer can be corrected at most."""
 
-_KEPT = ("customer_id", "consent", "time_zone", "attributes", "sent", "nudges", "trigger", "asked_at", "days")
+_KEPT = ("customer_id", "consent", "said", "time_zone", "attributes", "sent", "nudges", "trigger", "asked_at", "days")
 """What an outcome that is counted anew leaves as it is: the profile, the nudges, and what was asked."""
-
-_CONSENT = ("opt_out", "opt_in")
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -69,6 +67,12 @@ def hear(program: Program, customer: Customer, ledger: Ledger, *, outcome: Outco
     """
     if not program.knows(outcome.event):
         follow(program, customer, outcome.event, at=outcome.at)  # which says what it knows
+    moved, spoken = _moved(program, customer, ledger, outcome=outcome, first=first), stated(customer, outcome)
+    return moved._replace(customer=replace(moved.customer, consent=spoken.consent, said=spoken.said))
+
+
+def _moved(program: Program, customer: Customer, ledger: Ledger, *, outcome: Outcome, first: bool) -> Heard:
+    """Return the customer where the outcome leads, whatever it says of consent."""
     entry = _entry(program, outcome)
     rest = ledger.entries if first else tuple(e for e in ledger.entries if e.id != entry.id)
     if (first and entry.revoked and not outcome.revoked) or (not first and len(rest) == len(ledger.entries)):
@@ -79,9 +83,9 @@ def hear(program: Program, customer: Customer, ledger: Ledger, *, outcome: Outco
     if first and entry.revoked:
         after = customer
     elif first and in_order:
-        after = _followed(program, customer, ledger, entry)
+        after = follow(program, customer, entry.event, at=entry.at, value=entry.value)
     else:
-        news = _followed(program, customer, ledger, entry) if first else customer
+        news = follow(program, customer, entry.event, at=entry.at, value=entry.value) if first else customer
         after = _again(program, base, entries=entries, as_heard=news)
     after = after if first else replace(after, trigger=_still(after.trigger, ledger, entry))
     return Heard(after, _shortened(program, base, entries=entries))
@@ -90,22 +94,16 @@ def hear(program: Program, customer: Customer, ledger: Ledger, *, outcome: Outco
 def _entry(program: Program, outcome: Outcome) -> Entry:
     """Return an outcome as it is kept; what moves nobody (`shown`) is kept as one that was taken back."""
     digest = blake2b(outcome.outcome_id.encode(), digest_size=8).digest()
-    moves = program.event(outcome.event) is not None or outcome.event in _CONSENT
+    moves = program.event(outcome.event) is not None or outcome.event in STATEMENTS
     return Entry(outcome.at, digest, outcome.event, outcome.value, outcome.revoked or not moves)
 
 
 def _before(customer: Customer) -> Customer:
     """Return a customer without profile and nudges."""
     return replace(
-        customer, customer_id="", consent=None, time_zone="", attributes={}, sent=(), nudges=Decayed(), trigger=None
-    )
-
-
-def _followed(program: Program, customer: Customer, ledger: Ledger, entry: Entry) -> Customer:
-    """Return the customer after something that happened; an old agreement does not undo a newer refusal."""
-    after = follow(program, customer, entry.event, at=entry.at, value=entry.value)
-    refused = any(e.event == "opt_out" and not e.revoked and e.at > entry.at for e in ledger.entries)
-    return replace(after, consent=False) if entry.event == "opt_in" and refused else after
+        customer, customer_id="", consent=None, said=UNSAID, time_zone="", attributes={}, sent=(), nudges=Decayed(),
+        trigger=None,
+    )  # fmt: skip
 
 
 def _again(program: Program, base: Customer, *, entries: tuple[Entry, ...], as_heard: Customer) -> Customer:

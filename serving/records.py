@@ -12,7 +12,7 @@ from zlib import crc32
 import msgspec
 from msgspec.structs import replace
 
-from optimizer.customer import Customer, Sent, new_customer
+from optimizer.customer import UNSAID, Customer, Said, Sent, new_customer
 from optimizer.events import Decision, Outcome, Scalar
 from optimizer.hearing import Ledger
 from optimizer.program import Program
@@ -22,11 +22,12 @@ LAYOUT = 2
 
 
 class Profile(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What all programs know of a customer. `consent` is None while nobody has said."""
+    """What all programs know of a customer. `consent` is None while nobody has said; `said` is why it is so."""
 
     consent: bool | None = None
     time_zone: str = ""
     attributes: dict[str, Scalar] = {}
+    said: Said = UNSAID
 
 
 class Erased(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,12 +152,12 @@ def encode(record: object) -> bytes:
 
 def encode_journey(customer: Customer) -> bytes:
     """Return a customer without name and profile."""
-    return _encoder.encode(replace(customer, customer_id="", consent=None, time_zone="", attributes={}))
+    return _encoder.encode(replace(customer, customer_id="", consent=None, said=UNSAID, time_zone="", attributes={}))
 
 
 def profile_of(customer: Customer) -> Profile:
     """Return what all programs share of a customer."""
-    return Profile(customer.consent, customer.time_zone, customer.attributes)
+    return Profile(customer.consent, customer.time_zone, customer.attributes, customer.said)
 
 
 def decode_profile(data: bytes | None) -> Profile:
@@ -174,6 +175,7 @@ def decode_customer(
         customer,
         customer_id=customer_id,
         consent=known.consent,
+        said=known.said,
         time_zone=known.time_zone,
         attributes=known.attributes,
     )

@@ -27,7 +27,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from optimizer import erasure
 from optimizer.actions import FACTORS
-from optimizer.customer import Trigger
+from optimizer.customer import UNSAID, Trigger
 from optimizer.events import Decision, Outcome, Salt, Scalar
 from optimizer.program import Program
 from serving import migration, reads, records, reservations
@@ -556,7 +556,9 @@ class Store:
         With `merge`, attributes that are not among the given ones stay.
         """
         given = {"consent": consent, "time_zone": time_zone, "attributes": attributes and dict(attributes)}
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if consent is not None:  # it holds whatever is taken back of what was said before
+            changes["said"] = UNSAID
         for _ in range(ATTEMPTS):
             key = records.customer_key(self.shard(customer_id), customer_id)
             rev, profile = await self.command("HMGET", key, "rev", "profile")

@@ -125,7 +125,7 @@ def outcome(report: schemas.OutcomeReport, program: Program, *, clock: Clock) ->
 def refusal(program: Program, event: str, *, state: str) -> str:
     """Say why the store refused an outcome."""
     if state == "unknown_event":
-        known = ", ".join((*program.event_index, *SYSTEM_EVENTS))
+        known = ", ".join(dict.fromkeys((*program.event_index, *SYSTEM_EVENTS)))
         return f"program {program.name} has no event {event[:64]!r}; use one of {known}"
     return f"nobody has asked or put anything about this customer in {program.name}; check the id, or decide first"
 

@@ -118,6 +118,18 @@ async def test_consent_taken_back_in_one_program_holds_in_all(store: Store) -> N
     assert (customer.consent, customer.time_zone, customer.attributes) == (False, "Europe/Paris", {"plan": "gold"})
 
 
+@pytest.mark.parametrize(("put", "consent"), [(None, True), (False, False)])
+async def test_a_refusal_that_is_taken_back_restores_consent_unless_the_profile_refuses_too(
+    store: Store, put: bool | None, consent: bool  # noqa: FBT001
+) -> None:  # fmt: skip
+    await store.put("ada", consent=True)
+    await store.report(PROGRAM, [outcome("ada", "o", "opt_out")])
+    assert (await left(store, REPORTING, name="ada")).customer.consent is False
+    await store.put("ada", consent=put, time_zone="Europe/Paris")
+    await store.report(PROGRAM, [outcome("ada", "o", "opt_out", revision=1, revoked=True)])
+    assert (await left(store, REPORTING, name="ada")).customer.consent is consent
+
+
 async def test_a_nudge_not_shown_gives_back_budget_and_stock_and_cap(store: Store) -> None:
     (ada,) = together(store, 1)
     await active(store, ada, program=BUDGETED)

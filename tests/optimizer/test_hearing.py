@@ -17,7 +17,7 @@ from tests.small_program import NOON, TOML, customer, small
 PROGRAM = small()
 STREAKY = Program.parse(TOML.replace("streak = 7", 'streak = 2\nstreak_of = ["step"]'), source="x.toml")
 EVENTS = ("step", "upgraded", "spent", "complaint", "survey", "opt_out")
-MOVED = tuple(f for f in Customer.__struct_fields__ if f not in ("consent", "trigger"))
+MOVED = tuple(f for f in Customer.__struct_fields__ if f not in ("consent", "said", "trigger"))
 
 
 def outcome(name: str, event: str, *, at: float, revision: int = 0, revoked: bool = False, value: float | None = None,
