@@ -1,81 +1,132 @@
 """What is promised of customer momentum, measured: conversion, retention, and patience against greed for clicks.
 
-`python -m benchmarks.promises [customers [days [replications]]]`. Intervals are over replications, 95 %; a missed
-promise stays in the table.
+Replications are kept as they are done, world by world in turn, so that a run that was broken off goes on. Intervals are
+over replications, 95 %; a missed promise stays in the table.
 """
 
-import sys
-from collections.abc import Iterator
-from typing import Any
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from benchmarks.results import Row, write
 from optimizer.program import Program
 from optimizer.programs import read
 from simulations import comparison
-from simulations.comparison import Against, Compared, Comparison, Spread
+from simulations.comparison import Spread, ratio
 
-CUSTOMERS, DAYS, REPLICATIONS = 400, 90, 3
-NAMES = {"hold": "no nudge", "fixed": "the best single nudge for all", "clicks": "greed for clicks"}
+CUSTOMERS, DAYS, REPLICATIONS = 1_000, 90, 4
+FIRST_SEED = 101
+KEPT = Path("var") / "benchmarks"
+PLAYED = {
+    "calibrated": ("hold", "fixed", "thompson", "patient", "best"),
+    "pairwise": ("hold", "fixed", "thompson", "patient", "best"),
+    "fatigue": ("hold", "clicks", "thompson", "patient"),
+}
+NAMES = {
+    "hold": "no nudge",
+    "fixed": "the best single nudge for all",
+    "clicks": "greed for clicks",
+    "best": "simulator's best, which knows what no policy can",
+}
+
+Figures = dict[str, dict[str, float]]
+"""What each policy came to in one replication, by policy and figure."""
 
 
-def rows(*, customers: int, days: int, replications: int) -> Iterator[Row]:
-    """Yield what came of each promise, in each world."""
+def gathered(world: str, *, replications: int, customers: int, days: int, fresh: bool) -> Iterator[list[Figures]]:
+    """Yield a world's replications, one more each time."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    path = KEPT / f"promises-{world}-{customers}-{days}.jsonl"
+    if fresh:
+        path.unlink(missing_ok=True)
+    done: list[Figures] = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+    for i in range(replications):
+        if i >= len(done):
+            done.append(_played(world, seed=FIRST_SEED + i, customers=customers, days=days))
+            with path.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(done[-1]) + "\n")
+        print(f"{world}: {i + 1} of {replications}", flush=True)
+        yield done[: i + 1]
+
+
+def _played(world: str, *, seed: int, customers: int, days: int) -> Figures:
     program = Program.parse(read("fitness-coaching"), source="fitness-coaching.toml")
-    sizes: dict[str, Any] = {"customers": customers, "days": days, "replications": replications, "seed": 101}
+    found = comparison.run(
+        program, [world], policies=PLAYED[world], customers=customers, days=days, seed=seed, replications=1
+    )
+    return {
+        p.policy: {
+            "value": p.measured.reward.value,
+            "macro-conversion": p.measured.macro.value,
+            "messages": p.measured.messages.value,
+            "opt-outs": p.measured.opted_out.value,
+            **{f"retention at {day}": x.value for day, x in p.measured.retention.items()},
+        }
+        for p in found.worlds[0].policies
+    }
+
+
+def rows(*, worlds: dict[str, list[Figures]], days: int) -> Iterator[Row]:
+    """Yield what came of each promise, in each world."""
     for world in ("calibrated", "pairwise"):
-        found = comparison.run(program, [world], policies=["hold", "fixed", "thompson", "patient"], **sizes)
-        for name in ("thompson", "patient"):
-            for against in _of(found, name).against:
-                yield _row(
-                    f"{world}: {name}, macro-conversion against {NAMES[against.yardstick]}",
-                    against.macro_ratio,
-                    least=2.0,
-                )
-                yield _row(
-                    f"{world}: {name}, reward against {NAMES[against.yardstick]}", against.reward_ratio, least=1.0
-                )
-            held = _against(_of(found, name), "hold")
-            for day, kept in held.retention_ratio.items():
-                yield _row(f"{world}: {name}, retention at {day} against no nudge", kept, least=1.2)
-    found = comparison.run(program, ["fatigue"], policies=["hold", "clicks", "thompson", "patient"], **sizes)
+        found = worlds[world]
+        for name in ("thompson", "patient", "best"):
+            for yardstick in ("hold", "fixed"):
+                yield _row(world, found, name, yardstick, "macro-conversion", least=2.0)
+                yield _row(world, found, name, yardstick, "value", least=1.0)
+            for kept in (key for key in found[0][name] if key.startswith("retention")):
+                yield _row(world, found, name, "hold", kept, least=1.2)
+    found = worlds["fatigue"]
     for name in ("thompson", "patient"):
-        against = _against(_of(found, name), "clicks")
-        yield _row(f"fatigue: {name}, {days}-day value against greed for clicks", against.reward_ratio, least=1.05)
-        yield _row(f"fatigue: {name}, messages against greed for clicks", against.messages_ratio, most=0.75)
-        yield _row(
-            f"fatigue: {name}, value against no nudge", _against(_of(found, name), "hold").reward_ratio, least=1.0
-        )
+        yield _row("fatigue", found, name, "clicks", "value", least=1.05, over=days)
+        yield _row("fatigue", found, name, "clicks", "messages", most=0.75)
+        yield _row("fatigue", found, name, "clicks", "opt-outs", most=1.0)
+        yield _row("fatigue", found, name, "hold", "value", least=1.0)
 
 
-def _of(found: Comparison, name: str) -> Compared:
-    return next(p for p in found.worlds[0].policies if p.policy == name)
-
-
-def _against(one: Compared, yardstick: str) -> Against:
-    return next(a for a in one.against if a.yardstick == yardstick)
-
-
-def _row(name: str, x: Spread, *, least: float | None = None, most: float | None = None) -> Row:
-    range_ = f" (95 %: {x.low:.3f} to {x.high:.3f})" if x.low is not None and x.high is not None else ""
-    print(f"{name}: {x.value:.3f}{range_}", flush=True)
-    met = x.value >= least if least is not None else most is not None and x.value <= most
+def _row(
+    world: str,
+    found: Sequence[Figures],
+    name: str,
+    yardstick: str,
+    figure: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    over: int | None = None,
+) -> Row:
+    x = ratio(*([one[policy][figure] for one in found] for policy in (name, yardstick)))
+    what = f"{over}-day {figure}" if over else figure
+    said = f"{world}: {NAMES.get(name, name)}, {what} against {NAMES[yardstick]}{_range(x)}"
+    print(f"{said}: {x.value:.3f}", flush=True)
     return Row(
-        name=name + range_,
+        name=said,
         ours=x.value,
         peer=None,
         peer_name=None,
         unit="times",
         ratio=None,
         target=f"at least {least:g}" if least is not None else f"at most {most:g}",
-        met=met,
+        met=x.value >= least if least is not None else most is not None and x.value <= most,
     )
 
 
+def _range(x: Spread) -> str:
+    return f" (95 %: {x.low:.3f} to {x.high:.3f})" if x.low is not None and x.high is not None else ""
+
+
 def main() -> None:
-    """Measure and write the rows."""
-    given = [int(x) for x in sys.argv[1:4]]
-    customers, days, replications = (*given, *(CUSTOMERS, DAYS, REPLICATIONS)[len(given) :])
-    write("promises", rows(customers=customers, days=days, replications=replications))
+    """Play the worlds in turn, and write the rows after each replication of all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--replications", type=int, default=REPLICATIONS)
+    parser.add_argument("--customers", type=int, default=CUSTOMERS)
+    parser.add_argument("--days", type=int, default=DAYS)
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run kept")
+    asked = parser.parse_args()
+    turns = [gathered(world, **vars(asked)) for world in PLAYED]
+    for found in zip(*turns, strict=True):
+        write("promises", rows(worlds=dict(zip(PLAYED, found, strict=True)), days=asked.days))
 
 
 if __name__ == "__main__":

@@ -287,11 +287,17 @@ def _quick_wins(program: Program, cohort: Cohort, axes: Mapping[str, _Blocks]) -
 
 def is_off_beat(program: Program, customer: Customer, *, at: float, deliver_at: float) -> bool:
     """Whether a nudge, decided at a moment, comes outside the rhythm: then the rhythm goes on without it."""
-    cadence = program.guardrails.cadence
     last = max((s.deliver_at for s in customer.sent if not s.off_beat), default=-math.inf)
-    if cadence is None or at - last > _rhythm_lasts(cadence):
-        return False
-    return bool(_off_beat(np.array(deliver_at - last), cadence))
+    return bool(are_off_beat(program, np.array(last), at=np.array(at), deliver_at=np.array(deliver_at)))
+
+
+def are_off_beat(program: Program, last_beat: Floats, *, at: Floats, deliver_at: Floats) -> Bools:
+    """Shape (n,): `is_off_beat` for customers whose last nudge on the beat was or will be delivered at `last_beat`."""
+    cadence = program.guardrails.cadence
+    if cadence is None:
+        return np.zeros(np.shape(last_beat), dtype=np.bool_)
+    current = at - last_beat <= _rhythm_lasts(cadence)
+    return np.asarray(current & _off_beat(deliver_at - last_beat, cadence))
 
 
 def _rhythm_lasts(cadence: Cadence) -> float:

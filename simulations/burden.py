@@ -18,20 +18,24 @@ from training.dataset import Dataset
 from training.effects import Trial, centred, trial
 
 LONGEST = 28
-"""Days after a decision that are looked at, at most; half of the log where it is shorter."""
+"""Days after a reward is counted that are looked at, at most; half of the log where it is shorter."""
 
 FEWEST = 30
 """Customers from which on a price is estimated."""
+
+CAUTION = 0.95
+"""How sure the price is not too low: what wears people out is not undone by a lower price later, while a nudge too few
+costs one reward and is learned from."""
 
 
 class BurdenPrice(NamedTuple):
     """A price of burden, in reward units: what a nudge to somebody of full dosage takes from the days that follow.
 
     Args:
-        value: what to put into the program: the estimate, drawn towards the program's own price where it is unsure,
-            and never below 0.
+        value: what to put into the program: not too low with a confidence of `CAUTION`, given the log and, where it is
+            unsure, the program's own price; never below 0. A longer log brings it closer to the estimate.
         estimate, error: of the log alone, with its clustered error; NaN where nothing could be estimated.
-        days: after the first, that were looked at.
+        days: after the reward is counted, that were looked at.
         moments: at which a nudge was drawn for or against, of how many customers.
         customers: see `moments`.
     """
@@ -55,22 +59,21 @@ class BurdenPrice(NamedTuple):
 
 
 def burden_price(log: Dataset) -> BurdenPrice:
-    """Return what nudges cost in the days after the first, for each unit of dosage.
+    """Return what nudges cost once their own reward is counted, for each unit of dosage.
 
     The later days count relative to what their stage usually earns: what a stage is worth is in the stage values. Use
     the training slice, put the price into the program and leave it there until the next training.
 
     Args:
-        log: matured rounds of a policy that draws, with the worth of the day after each (`Dataset.after`).
+        log: matured rounds of a policy that draws.
     """
     prior = log.program.guardrails.burden_price
     rounds, none = log.rounds, BurdenPrice(prior, np.nan, np.nan, 0, 0, 0)
-    if log.after is None or not len(rounds):
+    if not len(rounds):
         return none
-    span = int((rounds.at.max() - rounds.at.min()) // DAY)
-    days = min(LONGEST, span // 2)
-    later, whole = _later(log, days=days)
-    rows = np.flatnonzero(whole & _drawn(rounds))
+    days = min(LONGEST, int((rounds.at.max() - rounds.at.min()) // DAY) // 2)
+    later, usual = _later(log, days=days)
+    rows = np.flatnonzero(np.isfinite(later) & _drawn(rounds))
     people = len(np.unique(rounds.customers[rows]))
     if days < 1 or people < FEWEST:
         return none
@@ -79,13 +82,13 @@ def burden_price(log: Dataset) -> BurdenPrice:
     given = trial(some, before=_known(some.contexts))._replace(outcomes=later[rows])
     effect = centred(given)[0]
     weight = _dosage_of(given, dosage)
-    if weight <= 0.0:
+    if weight <= 0.0 or not usual:
         return none
     estimate, error = -effect.value / weight, effect.error / weight
-    scale = float(np.abs(log.after.day_rewards).mean())  # a price of more than a usual day earns is unlikely
-    trust = scale**2 / (scale**2 + error**2) if scale else 0.0
-    value = max(prior + trust * (estimate - prior), 0.0)
-    return BurdenPrice(value, estimate, error, days, len(rows), people)
+    # A price is unlikely to be more than a usual day earns: normal, about the program's own, before the log is seen.
+    trust = usual**2 / (usual**2 + error**2)
+    value = prior + trust * (estimate - prior) + float(ndtri(CAUTION)) * error * float(np.sqrt(trust))
+    return BurdenPrice(max(value, 0.0), estimate, error, days, len(rows), people)
 
 
 def _drawn(rounds: Rounds) -> Bools:
@@ -109,24 +112,34 @@ def _dosage_of(given: Trial, dosage: Floats) -> float:
     return float((centre * dosage).sum() / centre.sum())
 
 
-def _later(log: Dataset, *, days: int) -> tuple[Floats, Bools]:
-    """Return what each customer earned on the days after each round's first, beyond what the stages usually earn.
+def _later(log: Dataset, *, days: int) -> tuple[Floats, float]:
+    """Return what each round's customer earned in some days after the round's windows, beyond what stages usually earn.
 
-    Shapes (n,) and (n,): the sums, and whether all of these days are in the log.
+    A later day's earnings are read off the rounds of that day: each event by its own window, which begins where the
+    first round's ends, so that nothing counts twice. NaN (n,) where fewer than half of these days are in the log; the
+    others are scaled up. With it, what a usual day earns, in absolute terms.
     """
-    assert log.after is not None  # noqa: S101  (the caller has looked)
-    rounds, stages = log.rounds, log.stages
-    size = len(log.program.stages)
-    earned = np.bincount(stages, weights=log.after.day_rewards, minlength=size)
-    usual = earned / np.maximum(np.bincount(stages, minlength=size), 1)
-    beyond = log.after.day_rewards - usual[stages]
+    rounds, program = log.rounds, log.program
     order = np.lexsort((rounds.at, rounds.customers))
-    stride = float(rounds.at.max() - rounds.at.min()) + (days + 3.0) * DAY  # keeps customers apart on one axis
+    reach = float(program.windows.max(initial=0.0)) + (days + 1.0) * DAY
+    stride = float(rounds.at.max() - rounds.at.min()) + reach + DAY  # keeps customers apart on one axis
     when = rounds.at[order] - rounds.at.min() + stride * rounds.customers[order]
-    total = np.r_[0.0, np.cumsum(beyond[order])]
-    start = np.searchsorted(when, when + DAY - 1.0)
-    stop = np.searchsorted(when, when + (days + 1.0) * DAY - 1.0)
-    sums, whole = np.empty(len(rounds)), np.empty(len(rounds), dtype=np.bool_)
-    sums[order] = total[stop] - total[start]
-    whole[order] = rounds.at[order] + days * DAY <= rounds.at.max() + 1.0
-    return sums, whole
+    sums, usual = np.zeros(len(rounds)), 0.0
+    for event, window in zip(program.events, program.windows.tolist(), strict=True):
+        if event.value:
+            a_day = log.events[event.name] * (event.value * DAY / window)
+            usual += float(np.abs(a_day).mean())
+            total = np.r_[0.0, np.cumsum((a_day - _usual(log, a_day))[order])]
+            start = np.searchsorted(when, when + window - 1.0)
+            stop = np.searchsorted(when, when + window + days * DAY - 1.0)
+            known = np.where(2 * (stop - start) >= days, stop - start, np.nan)
+            sums[order] += (total[stop] - total[start]) * days / known
+    return sums, usual
+
+
+def _usual(log: Dataset, a_day: Floats) -> Floats:
+    """Shape (n,): the mean of `a_day` (n,) over the rounds of the same stage."""
+    size = len(log.program.stages)
+    sums, counts = np.bincount(log.stages, weights=a_day, minlength=size), np.bincount(log.stages, minlength=size)
+    found: Floats = (sums / np.maximum(counts, 1))[log.stages]
+    return found

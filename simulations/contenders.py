@@ -21,7 +21,8 @@ from policies.fixed import FixedNudge, Hold, Rules, Uniform
 from simulations.burden import burden_price
 from simulations.choosing import Chosen
 from simulations.journeys import Happenings
-from simulations.log import History
+from simulations.log import History, together
+from simulations.patience import Patient
 from simulations.population import Population
 from simulations.purse import Purse
 from simulations.rollout import Asking, Run, Watch, rollout, sole
@@ -33,7 +34,7 @@ FIXED = ("hold", "fixed", "rules", "uniform")
 
 LEARNERS = tuple(kind for kind in KINDS if kind not in ("hold", "fixed", "rules", "uniform", "mixture"))
 SPECIAL = ("clicks", "patient", "best")
-"""`clicks` is greedy for the commonest step; `patient` is Thompson sampling with a price on burden, from the past;
+"""`clicks` is greedy for the commonest step; `patient` is Thompson sampling with a price on burden, from its log;
 `best` is the simulator's own best, one step ahead."""
 
 NAMES = (*FIXED, *LEARNERS, *SPECIAL)
@@ -111,16 +112,17 @@ def _play_best(past: Run, days: int) -> Result:
 def _play_learning(name: str, past: Run, *, days: int) -> Result:
     """Play in turns of `RELEARN` days, after each of which the policy learns from what it logged."""
     program = past.population.program
-    kind = {"clicks": "greedy", "patient": "thompson"}.get(name, name)
-    policy = KINDS[kind](program.space)  # type: ignore[call-arg]  # learners take a space
+    kinds = {**KINDS, "clicks": KINDS["greedy"], "patient": Patient}
+    policy = kinds[name](program.space)
     policy.learn(_lesson(name, past.dataset))
-    since = _priced(past) if name == "patient" else past
+    since, seen = past, [past.dataset]
     regret, parts = _Regret(), list[Run]()
     goes_on = name in _ADDS_UP
     for start in range(0, days, RELEARN):
         length = min(RELEARN, days - start)
         choosers = {CHAMPION: Chooser(policy, name, str(len(parts) + 1))}
         last = start + length >= days
+        since = _priced(since, seen) if name == "patient" else since
         run = rollout(
             since.population,
             choosers,
@@ -132,6 +134,7 @@ def _play_learning(name: str, past: Run, *, days: int) -> Result:
         parts.append(run)
         if run.log is not None and len(run.log):
             policy.learn(_lesson(name, run.log))
+            seen += [run.log] if name == "patient" else []
         since = replace(run, log=None)
     return Result(joined([p.history for p in parts]), parts[-1], regret.mean)
 
@@ -150,11 +153,10 @@ def _commonest(program: Program, events: Mapping[str, Floats]) -> str:
     return max(steps, key=lambda name: events[name].sum())
 
 
-def _priced(past: Run) -> Run:
-    """Return the same past under a program with the price on burden that its log shows, frozen from here on."""
-    rules = past.population.program.guardrails
-    price = round(max(rules.burden_price, burden_price(past.dataset).value), 4)
-    return under(past, guardrails=replaced(rules, burden_price=price))
+def _priced(run: Run, seen: Sequence[Dataset]) -> Run:
+    """Return the same run under a program with the price on burden that all that was logged shows, for what follows."""
+    price = round(burden_price(together(seen)).value, 4)
+    return under(run, guardrails=replaced(run.population.program.guardrails, burden_price=price))
 
 
 def under(past: Run, **changes: object) -> Run:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from optimizer.actions import HOLD, Bools, Floats, Ints
-from optimizer.customer import WEEK_SLOTS, Cohort, share
+from optimizer.customer import HALF_LIFE, LEAST_AGREEMENT, LEAST_STEPS, WEEK_SLOTS, Cohort, share
+from optimizer.guardrails import are_off_beat
 from optimizer.journey import MEMORY
 from optimizer.program import DAY, Program
 from simulations.population import Population
@@ -65,6 +66,11 @@ class State:
     """Where `n` customers are. The first columns are what the service knows; the last ones are hidden.
 
     Args:
+        longest: (n,), the longest streak before this one. streaks, streaks_day, longest_of: (n, s), the same three for
+            each milestone with a streak of its own (`streak_of`).
+        hours: (n, 4), of steps on the clock's face: x, y, how many, as of when; without rows unless a cadence asks.
+        triggered: (n,), when each did what asks for a decision at once. last_beat: (n,), when the last nudge that
+            keeps the rhythm is delivered.
         habit, fatigue: (n,), hidden. sated: (n,), 1 just after a goal, wearing off. lapsed: (n,), drifted away.
         incentive_day, tone_day: (n, levels), when each level was last received, in days of the run; -inf for never.
         pending: what has been set off and not arrived, by the customers' day at whose end it arrives.
@@ -77,6 +83,13 @@ class State:
     nudges_since: Floats
     streak: Ints
     streak_day: Ints
+    longest: Ints
+    streaks: Ints
+    streaks_day: Ints
+    longest_of: Ints
+    hours: Floats
+    triggered: Floats
+    last_beat: Floats
     last_step: Floats
     last_macro: Floats
     consent: Ints
@@ -172,6 +185,18 @@ class Journey:
         return np.array(below + [np.inf] * (len(self.events) - len(below)))
 
     @cached_property
+    def requests(self) -> Bools:
+        """Shape (e,): which events ask for a decision at once."""
+        asks = [e.requests_decision for e in self.program.events]
+        return np.array(asks + [False] * (len(self.events) - len(asks)))
+
+    @cached_property
+    def keeps(self) -> Bools:
+        """Shape (e, s): which events keep each streak that has events of its own."""
+        named = [[name in m.streak_of for m in self.program.streaks] for name in self.events]
+        return np.array(named, dtype=np.bool_).reshape(len(self.events), len(self.program.streaks))
+
+    @cached_property
     def lapses_after(self) -> Floats:
         """Shape (stages,): seconds of idleness after which a stage lapses; inf for never."""
         return np.array([np.inf if s.lapses_after is None else s.lapses_after for s in self.program.stages])
@@ -198,6 +223,13 @@ def beginning(population: Population) -> State:
         nudges_since=np.zeros(n),
         streak=np.zeros(n, dtype=np.intp),
         streak_day=np.full(n, -1, dtype=np.intp),
+        longest=np.zeros(n, dtype=np.intp),
+        streaks=np.zeros((n, len(program.streaks)), dtype=np.intp),
+        streaks_day=np.full((n, len(program.streaks)), -1, dtype=np.intp),
+        longest_of=np.zeros((n, len(program.streaks)), dtype=np.intp),
+        hours=np.zeros((n if keeps_hours(program) else 0, 4)),
+        triggered=np.full(n, -np.inf),
+        last_beat=np.full(n, -np.inf),
         last_step=np.full(n, -np.inf),
         last_macro=np.full(n, -np.inf),
         consent=np.full(n, _CONSENT_UNKNOWN, dtype=np.intp),
@@ -292,6 +324,7 @@ def _follow(population: Population, journey: Journey, state: State, happened: Ha
     happened = happened.take(happened.event < journey.declared)
     who, event, at = happened.customer, happened.event, happened.at
     _settle(population, journey, state, who=who, at=np.maximum(at, state.last_step[who]))
+    before = reached(population, state, who=who, at=at)
     state.stage[who] = journey.moves[state.stage[who], event]
     state.counts[who, event] += 1
     limit = journey.pauses_below[event]
@@ -300,19 +333,104 @@ def _follow(population: Population, journey: Journey, state: State, happened: Ha
     goals = happened.take(journey.goals[event])
     state.last_macro[goals.customer] = np.maximum(goals.at, state.last_macro[goals.customer])
     steps = happened.take(journey.steps[event])
-    _step(population, state, who=steps.customer, at=steps.at)
+    _step(population, journey, state, steps)
+    new = reached(population, state, who=who, at=at) & ~before
+    asks = journey.requests[event] | (new & [m.requests_decision for m in population.program.milestones]).any(axis=1)
+    state.triggered[who] = np.where(asks, np.maximum(at, state.triggered[who]), state.triggered[who])
 
 
-def _step(population: Population, state: State, *, who: Ints, at: Floats) -> None:
-    day = (population.local(who, at) // DAY).astype(np.intp)
-    last = state.streak_day[who]
-    state.streak[who] = np.where(day > last, np.where(day == last + 1, state.streak[who] + 1, 1), state.streak[who])
-    state.streak_day[who] = np.maximum(day, last)
+def _step(population: Population, journey: Journey, state: State, happened: Happenings) -> None:
+    who, at = happened.customer, happened.at
+    local = population.local(who, at)
+    day = (local // DAY).astype(np.intp)
+    state.streak[who], state.longest[who] = _on(state.streak[who], state.streak_day[who], state.longest[who], day=day)
+    state.streak_day[who] = np.maximum(day, state.streak_day[who])
+    for j, keeps in enumerate(journey.keeps[happened.event].T):
+        some, on = who[keeps], day[keeps]
+        days, last, longest = state.streaks[some, j], state.streaks_day[some, j], state.longest_of[some, j]
+        state.streaks[some, j], state.longest_of[some, j] = _on(days, last, longest, day=on)
+        state.streaks_day[some, j] = np.maximum(on, last)
+    if len(state.hours):
+        state.hours[who] = _hour_more(state.hours[who], hour=local % DAY / 3_600.0, at=at)
     half_life = population.program.momentum_half_life
     state.steps[who], state.steps_since[who] = _plus(
         state.steps[who], state.steps_since[who], at=at, half_life=half_life
     )
     state.last_step[who] = np.maximum(at, state.last_step[who])
+
+
+def _on(days: Ints, last: Ints, longest: Ints, *, day: Ints) -> tuple[Ints, Ints]:
+    """`optimizer.customer.Streak.on` for (m,) customers: days in a row with one on a day, and the most there were."""
+    now = np.where(day > last, np.where(day == last + 1, days + 1, 1), days)
+    return now, np.maximum(longest, now)
+
+
+def _hour_more(hours: Floats, *, hour: Floats, at: Floats) -> Floats:
+    """`optimizer.customer.Hours.plus` for (m, 4) customers."""
+    x, y, steps, since = hours.T
+    fade, late = np.exp2(-np.maximum(at - since, 0.0) / HALF_LIFE), np.exp2(-np.maximum(since - at, 0.0) / HALF_LIFE)
+    angle = hour * (2.0 * np.pi / 24.0)
+    parts = x * fade + np.cos(angle) * late, y * fade + np.sin(angle) * late, steps * fade + late
+    return np.column_stack([*parts, np.maximum(at, since)])
+
+
+def keeps_hours(program: Program) -> bool:
+    """Whether nudges keep to the customer's own hour, so that it has to be learned."""
+    cadence = program.guardrails.cadence
+    return cadence is not None and cadence.hour_within is not None
+
+
+def own_hours(program: Program, hours: Floats, *, at: Floats) -> Floats:
+    """`optimizer.customer.own_hour` for (m, 4) customers; NaN where unknown."""
+    x, y, steps, since = hours.T
+    enough = steps * np.exp2(-np.maximum(at - since, 0.0) / HALF_LIFE) >= LEAST_STEPS
+    known = enough & (np.hypot(x, y) >= LEAST_AGREEMENT * steps)
+    hour = np.arctan2(y, x) * (24.0 / (2.0 * np.pi)) % 24.0
+    start, end = program.guardrails.quiet_from / 60.0, program.guardrails.quiet_until / 60.0
+    length, into = (end - start) % 24.0, (hour - start) % 24.0
+    moved = np.where(into >= length / 2.0, end, (start - 1.0 / 60.0) % 24.0)
+    return np.where(known, np.where(into >= length, hour, moved), np.nan)
+
+
+def reached(population: Population, state: State, *, who: Ints | slice, at: Floats) -> Bools:
+    """`optimizer.journey.reached` for customers (m,): shape (m, milestones), whether they ever did."""
+    found = [d >= m.of for m, d in zip(population.program.milestones, _most(population, state, who=who, at=at),
+                                       strict=True)]  # fmt: skip
+    return np.stack(found, axis=1) if found else np.zeros((len(at), 0), dtype=np.bool_)
+
+
+def _most(population: Population, state: State, *, who: Ints | slice, at: Floats) -> list[Floats]:
+    """Return for each milestone the most that customers (m,) have ever done of it."""
+    program, found = population.program, []
+    for milestone in program.milestones:
+        if milestone.after is not None:
+            found.append((at - population.start) // DAY)
+        elif milestone.event is not None:
+            found.append(state.counts[who, program.event_index[milestone.event]].astype(np.float64))
+        elif milestone.streak_of:
+            found.append(state.longest_of[who, program.streaks.index(milestone)].astype(np.float64))
+        else:
+            found.append(state.longest[who].astype(np.float64))
+    return found
+
+
+def nearness(population: Population, state: State, *, rows: slice, at: Floats) -> Floats:
+    """Shape (n,): share done of the milestone that is nearest and not reached, 0 without one.
+
+    As `optimizer.journey.progress` has it: time passes without a step, so an anniversary is near in its last tenth.
+    """
+    program, nearest = population.program, np.zeros(len(at))
+    most = _most(population, state, who=rows, at=at)
+    for milestone, ever in zip(program.milestones, most, strict=True):
+        done: Floats | Ints = ever
+        if milestone.streak is not None:
+            own = milestone.streak_of
+            done = state.streaks[rows, program.streaks.index(milestone)] if own else state.streak[rows]
+        share_done = done / milestone.of
+        if milestone.after is not None:
+            share_done = np.where(share_done >= 0.9, share_done, 0.0)
+        nearest = np.maximum(nearest, np.where(ever < milestone.of, share_done, 0.0))
+    return nearest
 
 
 def _settle(population: Population, journey: Journey, state: State, *, who: Ints, at: Floats) -> None:
@@ -321,6 +439,8 @@ def _settle(population: Population, journey: Journey, state: State, *, who: Ints
     state.stage[who] = np.where(at - idle_since > journey.lapses_after[stage], journey.lapses_to[stage], stage)
     today = population.local(who, at) // DAY
     state.streak[who] = np.where(today > state.streak_day[who] + 1, 0, state.streak[who])
+    if state.streaks.shape[1]:
+        state.streaks[who] = np.where(today[:, None] > state.streaks_day[who] + 1, 0, state.streaks[who])
 
 
 def _plus(level: Floats, since: Floats, *, at: Floats, half_life: float) -> tuple[Floats, Floats]:
@@ -355,16 +475,23 @@ def observe(population: Population, state: State, *, rows: slice, day: int) -> C
         zones=population.zones,
         last_step=state.last_step[rows].copy(),
         last_macro=state.last_macro[rows].copy(),
+        triggered=state.triggered[rows].copy(),
+        last_beat=state.last_beat[rows].copy(),
+        own_hour=own_hours(program, state.hours[rows], at=asks) if len(state.hours) else np.full(len(asks), np.nan),
     )
 
 
-def receive(population: Population, state: State, *, rows: slice, actions: Ints, deliver_at: Floats) -> None:
-    """Let nudges be reserved: actions (n,) of a slot, delivered at (n,)."""
+def receive(population: Population, state: State, *, rows: slice, day: int, actions: Ints, deliver_at: Floats) -> None:
+    """Let nudges be reserved: actions (n,) of a slot decided on a day, delivered at (n,)."""
     nudged = np.flatnonzero(actions != HOLD)
     who, at = nudged + rows.start, deliver_at[nudged]
     slot = state.sent_at[who].argmin(axis=1)
     state.sent_at[who, slot] = at
     state.sent_day[who, slot] = (population.local(who, at) // DAY).astype(np.intp)
+    asks = population.people.first_ask[who] + day * DAY
+    kept = ~are_off_beat(population.program, state.last_beat[who], at=asks, deliver_at=at)
+    state.last_beat[who[kept]] = np.maximum(at[kept], state.last_beat[who[kept]])
+    state.triggered[who] = -np.inf
     state.sent_incentive[who, slot] = population.program.space.levels[actions[nudged], 0]
     half_life = population.program.dosage_half_life
     state.nudges[who], state.nudges_since[who] = _plus(

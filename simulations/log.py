@@ -1,6 +1,7 @@
 """What does the log of a simulation teach? Decisions joined with what happened, as `training.dataset` joins them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -116,6 +117,21 @@ def dataset(history: History, seen: Sequence[Seen], *, loggers: Sequence[str]) -
         total=total,
         matured=len(cells),
         after=_after(history, cells),
+    )
+
+
+def together(logs: Sequence[Dataset]) -> Dataset:
+    """Return the rounds of one population's logs, in the order of these, as the first one's program has them."""
+    first = logs[0]
+    return replace(
+        first,
+        rounds=Rounds.concatenate([log.rounds for log in logs]),
+        training_rewards=np.concatenate([log.training_rewards for log in logs]),
+        stages=np.concatenate([log.stages for log in logs]),
+        events={name: np.concatenate([log.events[name] for log in logs]) for name in first.events},
+        total=sum(log.total for log in logs),
+        matured=sum(log.matured for log in logs),
+        after=None,
     )
 
 

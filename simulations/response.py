@@ -14,7 +14,7 @@ from scipy.special import expit
 from optimizer.actions import HOLD, Bools, Floats, Ints
 from optimizer.program import DAY
 from simulations.effects import DISCONTENTED, GOAL, LEAVE, SIGNAL, STEP
-from simulations.journeys import Happenings, State
+from simulations.journeys import Happenings, State, nearness
 from simulations.population import Population
 
 HALF = 0.5
@@ -129,7 +129,7 @@ def moment(population: Population, state: State, *, rows: slice, day: int, deliv
         incentive=np.stack([price * effects.priced[STEP] + fit + after, price * effects.priced[GOAL] + HALF * fit]),
         tone=effects.tones[people.type[rows]] * (-1.0 if reversed_ else 1.0),
         hour=_hours(population, deliver_at, rows=rows),
-        fresh_incentive=_fresh(population, state.incentive_day[rows], day=day),
+        fresh_incentive=_fresh(population, state.incentive_day[rows], day=day) * _welcome(population, idle, missed),
         fresh_tone=_fresh(population, state.tone_day[rows], day=day),
     )
 
@@ -138,7 +138,11 @@ def _base(population: Population, state: State, *, rows: slice, day: int) -> Flo
     world, people, effects = population.world, population.people, population.effects
     season = world.season * np.cos(2.0 * np.pi * day / 7.0)
     steps = people.activity[rows] + world.habit_pull * state.habit[rows] + season
-    steps = steps + world.gradient * _nearness(population, state, rows=rows) ** world.gradient_shape
+    steps = (
+        steps
+        + world.gradient
+        * nearness(population, state, rows=rows, at=population.asks(day, rows=rows)) ** world.gradient_shape
+    )
     goals = people.intent[rows] + HALF * people.activity[rows] - world.dip * state.sated[rows]
     goals = goals - GAMERS * people.gaming[rows]
     if world.lapsing:
@@ -147,18 +151,6 @@ def _base(population: Population, state: State, *, rows: slice, day: int) -> Flo
     adds = np.stack([steps, goals, grumbles, np.zeros_like(steps)], axis=1)
     base: Floats = effects.base[state.stage[rows]] + adds[:, effects.channels]
     return base
-
-
-def _nearness(population: Population, state: State, *, rows: slice) -> Floats:
-    """Shape (n,): share done of the milestone that is nearest and not reached; 0 without one."""
-    nearest = np.zeros(rows.stop - rows.start)
-    for milestone in population.program.milestones:
-        if milestone.event is None:
-            done = state.streak[rows] / milestone.of
-        else:
-            done = state.counts[rows, population.program.event_index[milestone.event]] / milestone.of
-        nearest = np.maximum(nearest, np.where(done < 1.0, done, 0.0))
-    return nearest
 
 
 def _leaving(population: Population, *, fatigue: Floats, rows: slice) -> Floats:
@@ -173,6 +165,18 @@ def _hours(population: Population, deliver_at: Floats, *, rows: slice) -> Floats
     hour = population.local(who, deliver_at.reshape(-1)).reshape(n, timings) % DAY / 3_600.0
     off = (hour - population.people.peak[rows, None]) * (2.0 * np.pi / 24.0)
     return population.world.chronotype * np.cos(off)
+
+
+def _welcome(population: Population, idle: Floats, missed: Bools) -> Floats:
+    """Shape (n, incentives): what a comeback does more for those whom it is for, who have been idle (n,) so long.
+
+    Those who have `missed` a day or two are at that moment already.
+    """
+    program = population.program
+    if not program.has_comebacks:
+        return np.ones((1, 1))
+    back = np.isfinite(program.comebacks) & (idle[:, None] >= program.comebacks) & ~missed[:, None]
+    return 1.0 + population.world.comeback * (back & np.isfinite(idle)[:, None]).astype(np.float64)
 
 
 def _fresh(population: Population, last_day: Floats, *, day: int) -> Floats:

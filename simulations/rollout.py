@@ -231,7 +231,7 @@ def live(asking: Asking, now: Moment, actions: Ints, *, fork: int = 0) -> Happen
     """
     population, state, rows, day, _ = asking
     happened = respond(now, state, rows=rows, day=day, actions=actions, fork=fork)
-    receive(population, state, rows=rows, actions=actions, deliver_at=delivery(now, actions))
+    receive(population, state, rows=rows, day=day, actions=actions, deliver_at=delivery(now, actions))
     return happened
 
 

@@ -427,6 +427,12 @@ def _refuse(dataset: Dataset, targets: Sequence[Target], *, reference: str) -> N
         row = int(np.argmin(np.isfinite(dataset.rounds.rewards)))
         given = dataset.rounds.rewards[row]
         raise ValueError(f"round {row}: the reward is {given}, expected a finite number")
+    if not (chances := dataset.rounds.propensities > 0).all():
+        row = int(np.argmin(chances))
+        raise ValueError(
+            f"round {row} and {int((~chances).sum()) - 1:,} more: the action taken had no chance by the logged "
+            "probabilities; log the vector that each action was drawn from"
+        )
 
 
 def _titles(program: Program) -> dict[str, str]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as replaced
 
-from optimizer.program import Experiment, Program
+from optimizer.program import DAY, Experiment, Program
 from optimizer.programs import read
 from policies.fixed import Uniform
 from simulations.burden import burden_price
@@ -48,20 +48,29 @@ def test_where_nudges_do_nothing_no_price_is_shown() -> None:
 
 
 def test_the_price_grows_with_what_later_days_lose(tired: Dataset) -> None:
-    """Taking one unit from the next day of those nudged adds one unit for each nudge, spread over the dosage."""
-    assert tired.after is not None
-    rounds = tired.rounds
+    """Taking one unit from the day after a nudge's windows adds one for each nudge, spread over the dosage."""
+    rounds, window = tired.rounds, float(PROGRAM.windows[PROGRAM.event_index["workout_done"]])
     order = np.lexsort((rounds.at, rounds.customers))
+    back = round(window / DAY)
     loss = np.zeros(len(rounds))
-    follows = np.diff(rounds.customers[order]) == 0
-    loss[order[1:]] = np.where(follows, rounds.actions[order[:-1]] > 0, 0)
-    taken = replace(tired, after=replace(tired.after, day_rewards=tired.after.day_rewards - loss))
+    follows = rounds.customers[order][back:] == rounds.customers[order][:-back]
+    loss[order[back:]] = np.where(follows, rounds.actions[order[:-back]] > 0, 0)
+    counts = tired.events["workout_done"] - loss * window / DAY
+    taken = replace(tired, events={**tired.events, "workout_done": counts})
     before, after = burden_price(tired), burden_price(taken)
     assert after.estimate - before.estimate > 0.8  # 1 over a dosage below 1, less what a nudge now takes from nudges
 
 
+def test_the_price_is_careful_where_the_log_is_short(tired: Dataset) -> None:
+    """It lies above the estimate by less, the more is known."""
+    short = burden_price(tired.take(tired.rounds.customers < 100))
+    long = burden_price(tired)
+    assert short.error > long.error
+    assert short.value - short.estimate > long.value - long.estimate > 0.0
+
+
 def test_a_log_that_shows_nothing_leaves_the_programs_own_price(tired: Dataset) -> None:
-    for silent in (_log("null", customers=20), replace(tired, after=None)):
+    for silent in (_log("null", customers=20), tired.take(slice(0, 0))):
         found = burden_price(silent)
         assert found.value == PROGRAM.guardrails.burden_price
         assert math.isnan(found.estimate)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as replaced
 
 from optimizer.actions import HOLD, Floats
 from optimizer.customer import (
@@ -18,11 +19,13 @@ from optimizer.customer import (
     new_customer,
     utc_offset,
 )
-from optimizer.journey import follow, receive, settle
-from optimizer.program import DAY, Program
+from optimizer.guardrails import Shared, allowed, is_off_beat
+from optimizer.journey import follow, progress, reached, receive, settle
+from optimizer.program import DAY, PROMPT, Cadence, Duration, Program
 from optimizer.programs import read
 from policies.fixed import Uniform
-from simulations.journeys import Happenings, arrive, beginning
+from simulations import journeys
+from simulations.journeys import Happenings, arrive, beginning, nearness
 from simulations.population import Population, populate
 from simulations.rollout import Asking, Run, ask, facing, live, rollout, slots, sole
 from simulations.worlds import WORLDS
@@ -41,9 +44,26 @@ budget = { amount = 40, period = "1w" }
 """
 
 
+def _shipped(name: str) -> Program:
+    return Program.parse(read(name), source=f"{name}.toml")
+
+
+def _to_the_beat() -> Program:
+    """A shipped program that keeps a rhythm at the member's own hour, but for a quick win."""
+    program = _shipped("fitness-coaching")
+    cadence = Cadence(every=Duration(DAY), within=Duration(6 * 3_600.0), hour_within=Duration(3 * 3_600.0))
+    off_beat = [replaced(i, off_beat=i.name == "achievement-badge") for i in program.incentives]
+    return replaced(
+        program,
+        name="to-the-beat",
+        incentives=tuple(off_beat),
+        guardrails=replaced(program.guardrails, cadence=cadence),
+    )
+
+
 def _programs() -> list[Program]:
-    shipped = Program.parse(read("fitness-coaching"), source="fitness-coaching.toml")
-    return [small(LADDER), shipped]
+    """Caps and a budget; a ladder; a streak of some events, an anniversary and comebacks; a rhythm."""
+    return [small(LADDER), *map(_shipped, ("fitness-coaching", "loyalty-loop")), _to_the_beat()]
 
 
 class _Service:
@@ -98,6 +118,7 @@ class _Service:
                 cost=0,
                 period=0,
                 expires_at=at,
+                off_beat=is_off_beat(self.program, self.customers[who], at=float(asking.cohort.at[row]), deliver_at=at),
             )
             self.customers[who] = receive(self.program, self.customers[who], sent)
 
@@ -106,7 +127,7 @@ class _Service:
 def test_columns_are_what_the_service_keeps_of_each_customer(program: Program) -> None:
     population = populate(program, WORLDS["fatigue"], customers=40, seed=3, start=START)
     run = rollout(population, sole(Uniform(program.space)), days=30, logged=False)
-    service, stages = _Service(population), set()
+    service, stages, hours, wins = _Service(population), set(), 0, 0
     for turn in _days(run, service):
         service.ask(turn)
         kept = [service.customers[i] for i in range(turn.rows.start, turn.rows.stop)]
@@ -116,9 +137,43 @@ def test_columns_are_what_the_service_keeps_of_each_customer(program: Program) -
         for name in ("consented", "paused_until", "last_step", "last_macro", "streak", "stage"):
             np.testing.assert_array_equal(getattr(turn.cohort, name), getattr(theirs, name), err_msg=name)
         assert _nudges(turn.cohort) == _nudges(theirs)
+        _same_rhythm(program, turn.cohort, theirs)
+        _same_milestones(turn, kept)
         stages |= set(turn.cohort.stage.tolist())
+        hours += int(np.isfinite(turn.cohort.own_hour).sum())
+        wins += int((turn.cohort.at - turn.cohort.triggered <= PROMPT).sum())
         service.receive(turn, run, deliver_at=deliveries(program, turn.cohort)[0])
-    assert len(stages) == len(program.stages), "the run should have visited every stage"
+    slow = {"loyalty-loop": 1}.get(program.name, 0)  # one drifts after 45 days without a step
+    assert len(stages) == len(program.stages) - slow, "the run should have visited every stage"
+    if program.guardrails.cadence is not None:
+        assert hours, "somebody's own hour should be known"
+        assert wins, "somebody should ask just after a quick win"
+
+
+def _same_rhythm(program: Program, ours: Cohort, theirs: Cohort) -> None:
+    """The same hours and requests, and the same mask: the last beat is told by what it blocks."""
+    np.testing.assert_array_equal(ours.triggered, theirs.triggered)
+    if program.guardrails.cadence is not None and program.guardrails.cadence.hour_within is not None:
+        np.testing.assert_allclose(ours.own_hour, theirs.own_hour, atol=1e-6)
+    shared = Shared.unlimited(program)
+    ours_said, theirs_said = (allowed(program, rows, shared=shared) for rows in (ours, theirs))
+    np.testing.assert_array_equal(ours_said.timing, theirs_said.timing)
+    np.testing.assert_array_equal(ours_said.incentive, theirs_said.incentive)
+
+
+def _same_milestones(turn: Asking, kept: list[Customer]) -> None:
+    """The same have been reached, and the nearest of the others is as near."""
+    program, rows, at = turn.population.program, turn.rows, turn.cohort.at
+    expected = [[reached(m, c) for m in program.milestones] for c in kept]
+    ours = journeys.reached(turn.population, turn.state, who=rows, at=at)
+    np.testing.assert_array_equal(ours, np.array(expected, dtype=np.bool_).reshape(ours.shape))
+    for customer, share in zip(kept, nearness(turn.population, turn.state, rows=rows, at=at).tolist(), strict=True):
+        nearest = progress(program, customer)
+        time_alone = nearest is not None and nearest.milestone in {m.title for m in program.anniversaries}
+        if nearest is None or (time_alone and nearest.done < 0.9 * nearest.of):
+            assert share == 0.0
+        else:
+            assert share == pytest.approx(nearest.done / nearest.of)
 
 
 def _days(run: Run, service: _Service) -> Iterator[Asking]:

@@ -223,6 +223,15 @@ def test_a_reward_that_is_no_number_is_refused() -> None:
         evaluate(broken, targets())
 
 
+def test_an_action_that_had_no_chance_is_refused() -> None:
+    rounds = WORLD.dataset.rounds
+    vectors = rounds.probabilities.copy()
+    vectors[[3, 8], rounds.actions[[3, 8]]] = 0.0
+    broken = replace(WORLD.dataset, rounds=replace(rounds, probabilities=vectors))
+    with pytest.raises(ValueError, match="round 3 and 1 more: the action taken had no chance"):
+        evaluate(broken, targets())
+
+
 def test_the_reference_must_be_among_the_targets() -> None:
     with pytest.raises(ValueError, match="include the reference 'champion'"):
         evaluate(WORLD.dataset, targets(), reference="champion")
