@@ -99,8 +99,8 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _may(scope: Scope, *, rows: int) -> Callable[[Request], Key]:
-    """Let in whoever has a scope, and charge so many rows: none where the service counts them itself."""
+def _may(scope: Scope | None, *, rows: int) -> Callable[[Request], Key]:
+    """Let in whoever has a scope, or any key for None, and charge so many rows: 0 where the service counts itself."""
 
     def admitted(request: Request) -> Key:
         gate = _service(request).gate
@@ -116,6 +116,7 @@ Decides = Annotated[Key, Depends(_may("decide", rows=0))]
 Reports = Annotated[Key, Depends(_may("report", rows=0))]
 Looks = Annotated[Key, Depends(_may("decide", rows=1))]
 Changes = Annotated[Key, Depends(_may("report", rows=1))]
+Measures = Annotated[Key, Depends(_may(None, rows=0))]
 Administers = Annotated[Key, Depends(_may("admin", rows=1))]
 Live = Annotated[Service, Depends(_service)]
 CustomerId = Annotated[schemas.Id, InPath(description="the customer's id")]
@@ -322,11 +323,12 @@ async def health() -> Response:
 
 
 @open_to_all.get("/readyz", responses={200: {"model": schemas.Readiness}, 503: {"model": schemas.Readiness}})
-async def ready(service: Live) -> Response:
-    """Say whether every part works; 503 if one does not, with what to do."""
+async def ready(request: Request, service: Live) -> Response:
+    """Say whether every part works; 503 if one does not. The parts, with what to do, are named to whoever has a key."""
     parts = await service.readiness()
     every = all(part.ok for part in parts.values())
-    body = schemas.Readiness(ready=every, parts=parts).model_dump_json().encode()
+    named = parts if service.gate.knows(request.scope) else {}
+    body = schemas.Readiness(ready=every, parts=named).model_dump_json().encode()
     return _json(body, status=200 if every else 503)
 
 
@@ -336,7 +338,7 @@ async def documentation(request: Request) -> Response:
     return HTMLResponse(docs.page(request.app.openapi()))
 
 
-@open_to_all.get("/metrics", response_class=Response)
-async def metrics(service: Live) -> Response:
-    """Give the metrics, as Prometheus reads them."""
+@plain.get("/metrics", response_class=Response)
+async def metrics(_: Measures, service: Live) -> Response:
+    """Give the metrics, as Prometheus reads them: to any key, whatever its scopes."""
     return Response(service.metrics.text(), media_type=CONTENT_TYPE)

@@ -240,8 +240,19 @@ class Gate:
         """Whether no keys were ever made, so that this machine may do anything."""
         return self._keys is None
 
-    def admit(self, connection: MutableMapping[str, Any], needed: Scope) -> Key:
-        """Return the key of a request (its ASGI scope) if it may do what is needed; raise the problem if not."""
+    def knows(self, connection: MutableMapping[str, Any]) -> bool:
+        """Whether a request has a key, whatever its scopes, or needs none."""
+        try:
+            self.admit(connection, None)
+        except ProblemError:
+            return False
+        return True
+
+    def admit(self, connection: MutableMapping[str, Any], needed: Scope | None) -> Key:
+        """Return the key of a request (its ASGI scope) if it may do what is needed; raise the problem if not.
+
+        Where no scope is needed any key will do.
+        """
         self._look()
         if self._keys is None:
             return self._anybody(connection)
@@ -254,7 +265,7 @@ class Gate:
             raise unauthorized("this API key is not known here: it may have been revoked or rotated")
         if key.until is not None and self._today() >= key.until:
             raise unauthorized(f"key {key.name!r} was rotated, and its overlap has ended: use the new one")
-        if needed not in key.scopes:
+        if needed is not None and needed not in key.scopes:
             raise ProblemError(
                 403,
                 "forbidden",

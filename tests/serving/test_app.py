@@ -629,7 +629,7 @@ async def test_only_what_a_program_has_can_be_paused(client: Client) -> None:
 # How it is.
 
 
-async def test_health_readiness_and_metrics_are_open(client: Client) -> None:
+async def test_health_readiness_and_metrics_are_there(client: Client) -> None:
     assert (await client.ask("GET", "/healthz")).json == {"status": "ok"}
     ready = await client.ask("GET", "/readyz")
     assert (ready.status, ready.json["ready"]) == (200, True)
@@ -727,9 +727,14 @@ async def test_keys_have_scopes_and_programs(tmp_path: Path, store_url: str) -> 
         (decides, "POST", "/v1/programs/small/pause", None, 403),
         ("", "GET", "/v1/customers/k?program=small", None, 401),
         ("", "GET", "/healthz", None, 200),
+        ("", "GET", "/metrics", None, 401),
+        (reports, "GET", "/metrics", None, 200),
     ]
     with running(settings) as service:
         async with aiohttp.ClientSession(service.url) as session:
+            for key in ("", "nudge_nonsense"):
+                assert (await Client(session, key=key).ask("GET", "/readyz")).json == {"ready": True, "parts": {}}
+            assert "store" in (await Client(session, key=decides).ask("GET", "/readyz")).json["parts"]
             for key, method, path, body, status in calls:
                 reply = await Client(session, key=key).ask(method, path, body)
                 assert reply.status == status, (method, path, reply.raw)

@@ -142,11 +142,11 @@ def test_what_a_worker_that_ended_left_behind_is_no_queue(tmp_path: Path) -> Non
 # Several workers.
 
 
-def counted(url: str, name: str) -> float:
+def counted(url: str, headers: dict[str, str], name: str) -> float:
     """The sum of a metric over its labels, as one scrape gives it."""
     import urllib.request
 
-    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/metrics", headers=headers), timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}(\{{| )", line))
 
@@ -167,12 +167,12 @@ def test_metrics_and_rates_of_several_workers_add_up_and_outlive_one_that_is_kil
             assert made + refused == 300
             most = 10 + 5 * (time.monotonic() - started) + 1
             assert made <= most, "both workers take from one bucket of 10 that fills by 5 a second"
-            assert counted(url, "nudge_requests_total") >= 300
-            assert {counted(url, "nudge_decisions_total") for _ in range(20)} == {made}
+            assert counted(url, headers, "nudge_requests_total") >= 300
+            assert {counted(url, headers, "nudge_decisions_total") for _ in range(20)} == {made}
             wait_until(lambda: len(workers_of(url, tmp_path)) == 2, what="both workers to have counted")
             victim = min(workers_of(url, tmp_path))
             os.kill(victim, signal.SIGKILL)
-            wait_until(lambda: _answers(url) and counted(url, "nudge_decisions_total") == made, what="the sum")
+            wait_until(lambda: _answers(url) and counted(url, headers, "nudge_decisions_total") == made, what="the sum")
         assert not list((tmp_path / "var" / "run").glob("[0-9]*"))
     finally:
         del os.environ["NUDGE_RATE"]
