@@ -7,8 +7,11 @@ from typing import Any
 
 import aiohttp
 
-_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
-"""Prefixes whose last 32 bits are an IPv4 address that a gateway connects to."""
+_NAT64 = IPv6Network("64:ff9b::/96")
+"""The prefix whose last 32 bits are an IPv4 address that a gateway connects to."""
+
+_UNICAST, _EXAMPLES = IPv6Network("2000::/3"), IPv6Network("3fff::/20")
+"""All of IPv6 that is given out (RFC 4291), and what of it is for documents (RFC 9637)."""
 
 
 class RefusedAddressError(OSError):
@@ -30,14 +33,17 @@ def refusal(address: str, *, loopback: bool = False) -> str | None:
     inner = _inner(ip_address(address))
     if loopback and inner.is_loopback:
         return None
-    return None if inner.is_global and not inner.is_multicast else f"{address} is not a public address"
+    public = inner.is_global and not inner.is_multicast
+    if isinstance(inner, IPv6Address):
+        public = public and inner in _UNICAST and inner not in _EXAMPLES
+    return None if public else f"{address} is not a public address"
 
 
 def _inner(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     """Return the IPv4 address that an IPv6 one stands for, if it does; 6to4 and Teredo ones too."""
     if isinstance(ip, IPv4Address):
         return ip
-    if any(ip in network for network in _NAT64):
+    if ip in _NAT64:
         return IPv4Address(ip.packed[-4:])
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from optimizer.actions import Floats
+from optimizer.actions import Bools, Floats
 from optimizer.engine import HOLDOUT
 from optimizer.program import DAY, Program
 from training import contrasts, dataset, fairness, kpis, lift, record, relevance, wear_out
@@ -125,8 +125,10 @@ def scorecard(archive: Path, program: Program, asked: Asked | None = None) -> Sc
     days = asked.days or lift.usual_days(whole)
     chosen = _chosen(whole, asked)
     period, level = chosen.in_period(), asked.level
-    rounds = _rounds(dataset.load(archive, program, arms="judging"), chosen, asked)
-    worth = _worth(whole, rounds, asked) if len(rounds) >= _FEWEST else None
+    log = dataset.load(archive, program, arms="judging")
+    rows = _rows(log, chosen, asked)
+    rounds = log.take(rows)
+    worth = _worth(whole, log, rows, asked) if len(rounds) >= _FEWEST else None
     links, goal = kpis.links(chosen), program.event(program.goal)
     reached = _reached(chosen, days=days, level=level)
     return Scorecard(
@@ -174,8 +176,8 @@ def _chosen(whole: Record, asked: Asked) -> Record:
     return whole.of(whole.arms == asked.arm)
 
 
-def _rounds(log: Dataset, chosen: Record, asked: Asked) -> Dataset:
-    """Return the matured rounds of the period, of those that the report is about."""
+def _rows(log: Dataset, chosen: Record, asked: Asked) -> Bools:
+    """Return which matured rounds (n,) are of the period and of those that the report is about."""
     mine = set(np.asarray(chosen.customers, dtype=np.object_)[chosen.people].tolist())
     people = np.array([name in mine for name in log.customers], dtype=np.bool_)
     loggers = np.array(
@@ -185,7 +187,7 @@ def _rounds(log: Dataset, chosen: Record, asked: Asked) -> Dataset:
     rows = (at >= chosen.since) & (at < chosen.until)
     if len(log):
         rows &= people[log.rounds.customers] & loggers[log.rounds.loggers]
-    return log.take(rows)
+    return rows
 
 
 def _matured_share(period: Record) -> float:
@@ -211,16 +213,19 @@ class _Worth(NamedTuple):
     fairness: Fairness
 
 
-def _worth(whole: Record, rounds: Dataset, asked: Asked) -> _Worth:
+def _worth(whole: Record, log: Dataset, rows: Bools, asked: Asked) -> _Worth:
+    rounds = log.take(rows)
     sizes = _sizes(rounds.program)
     single = contrasts.by_incentive(rounds)
     grouped = [single[:, list(size.incentives)].any(axis=1) for size in sizes]
     found = contrasts.terms(rounds, np.column_stack([single, *grouped]))
     i = single.shape[1]
+    alone = contrasts.Terms(found.groups[:, :i], found.hold)
+    luck = wear_out.luck_before(log.rounds, single)[rows]
     return _Worth(
         tiers=_tiers(rounds, sizes, found.over_hold[:, i:], level=asked.level),
         thresholds=_thresholds(rounds, sizes, found.over_hold[:, i:], level=asked.level),
-        wear=wear_out.wear_out(whole, rounds, contrasts.Terms(found.groups[:, :i], found.hold), level=asked.level),
+        wear=wear_out.wear_out(whole, rounds, alone, luck=luck, level=asked.level),
         fairness=fairness.fairness_gate(rounds, limits=fairness.declared(rounds.program, protect=asked.protect)),
     )
 

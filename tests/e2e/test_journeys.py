@@ -1,28 +1,20 @@
-"""Every row of docs/journeys.md is run: what the texts ask for, on a running service, the command line and the log."""
+"""Rows of docs/journeys.md that are lived: what the texts ask for, on a running service and the command line.
 
-import contextlib
+Rows that are measured on a log are in `test_journeys_measured.py`.
+"""
+
 import csv
 import re
-import sqlite3
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import cached_property
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
-from pathlib import Path
-from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from msgspec.structs import replace
-from standardwebhooks.webhooks import Webhook
 
 from optimizer.audit import check as audit
 from optimizer.customer import Decayed, Sent
@@ -33,232 +25,27 @@ from optimizer.programs import SHIPPED, read
 from optimizer.values import journey_values
 from policies.thompson import Thompson
 from serving.cli import main
-from serving.loop import asked
-from tests.e2e.running import call, environment, nudge_json, served, wait_until
+from tests.e2e import test_journeys_measured
+from tests.e2e.house import BACK, FITNESS, LOOP, WINS, House, Row, level, moment, opened, rows, shipped
+from tests.e2e.running import wait_until
 from tests.small_program import NOON, TOML, customer, optimizer, small
-from tests.training.lived import Life, lived, text
 from tests.training.worlds import made_up
-from training.scorecard import scorecard
-
-DOC = Path(__file__).parents[2] / "docs" / "journeys.md"
-TODAY = time.time() // DAY * DAY + DAY / 2
-"""Today's noon, UTC: out of the quiet hours, and near enough to the service's own clock for streaks and stages."""
-
-SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
-BACK = (
-    TOML.replace('name = "small"', 'name = "back"', 1).replace(
-        'earns = "A badge as soon as you finish."', 'earns = "A badge as soon as you finish."\ncomeback_after = "2d"'
-    )
-    + '[guardrails]\nconsent = "opt-out"\nquiet_from = "00:00"\nquiet_until = "00:00"\n'
-)
-"""A small program that asks people back after two days, and that is edited while it runs."""
-
-FITNESS, WINS, LOOP = "fitness-coaching", "small-wins", "loyalty-loop"
-
-
-class Row(NamedTuple):
-    """A row of the table: what is asked for, what shows it, and the name of the check."""
-
-    asks: str
-    shows: str
-    check: str
-
-
-def rows() -> list[Row]:
-    """Return the rows of every table of the document."""
-    lines = [line for line in DOC.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    return [Row(a, b, c.strip("`")) for a, b, c in cells if c.startswith("`")]
-
-
-# What the checks run on: one service over the programs that ship, with a receiver of webhooks, and one log.
-
-
-class _Receiver(BaseHTTPRequestHandler):
-    """A CRM that refuses every message the first time."""
-
-    taken: list[Any]
-    tries: dict[str, int]
-
-    def do_POST(self) -> None:
-        body, name = self.rfile.read(int(self.headers["content-length"])), self.headers["webhook-id"]
-        message = Webhook(SECRET).verify(body, dict(self.headers))
-        self.tries[name] = self.tries.get(name, 0) + 1
-        if self.tries[name] > 1:
-            self.taken.append(message)
-        self.send_response(204 if self.tries[name] > 1 else 503)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@dataclass
-class House:
-    """A service that answers at `url`, and a folder in which commands run. Times are days after today's noon."""
-
-    url: str
-    home: Path
-    taken: list[Any]
-    tries: dict[str, int]
-    serial: Iterator[int] = field(default_factory=lambda: iter(range(1_000_000)))
-
-    def ask(self, method: str, path: str, body: object = None) -> Any:
-        """Return what the service answers."""
-        status, answer = call(method, f"{self.url}{path}", body)
-        assert status < 300, answer
-        return answer
-
-    def run(self, *words: str, code: int = 0) -> str:
-        """Run a command in this process, in the house's folder, and return what it prints."""
-        settings = {"NUDGE_HOME": environment(self.home)["NUDGE_HOME"], "REDIS_URL": None, "MLFLOW_TRACKING_URI": None}
-        with contextlib.chdir(self.home):
-            done = CliRunner(env=settings).invoke(main, list(words))
-        assert done.exit_code == code, f"{words}: {done.output}\n{done.exception!r}"
-        return done.stdout
-
-    def welcome(self, name: str, **attributes: object) -> str:
-        """Introduce a customer who agreed to be nudged; return an id of which the program holds nobody out."""
-        self.ask("PUT", f"/v1/customers/{name}", {"consent": True, "time_zone": "UTC", "attributes": attributes})
-        return name
-
-    def served(self, program: str, **attributes: object) -> str:
-        """Introduce a customer whom the program serves, not one of the holdout."""
-        while True:
-            name = self.welcome(f"c{next(self.serial)}", **attributes)
-            if self.dry(name, program)["hold_reason"] != "holdout":
-                return name
-
-    def did(self, name: str, event: str, program: str, *, day: float = 0.0, **more: object) -> Any:
-        """Report an event."""
-        row = {"outcome_id": f"o{next(self.serial)}", "program": program, "customer_id": name, "event": event}
-        answer = self.ask("POST", "/v1/outcomes", {**row, "at": _time(day), **more})
-        assert answer["errors"] == []
-        return answer
-
-    def decide(self, name: str, program: str, *, day: float = 0.0, **more: object) -> Any:
-        """Ask for a decision."""
-        return self.ask("POST", "/v1/decide", {"program": program, "customer_id": name, "at": _time(day), **more})
-
-    def dry(self, name: str, program: str, *, day: float = 0.0, **more: object) -> Any:
-        """Ask what would be decided, and why not something else; nothing is written."""
-        body = {"program": program, "customer_id": name, "at": _time(day), **more}
-        return self.ask("POST", "/v1/decide/dry-run", body)
-
-    def where(self, name: str, program: str) -> Any:
-        """Return where a customer is."""
-        return self.ask("GET", f"/v1/customers/{name}?program={program}")
-
-    def only(self, name: str, program: str, *, day: float = 0.0, **levels: list[str]) -> Any:
-        """Ask until a nudge with these levels comes."""
-        for _ in range(60):
-            answer = self.decide(name, program, day=day, only=levels, decision_id=f"d{next(self.serial)}")
-            if answer["action"]:
-                return answer
-            assert answer["hold_reason"] == "chosen", answer
-        raise AssertionError("the floor never drew a nudge")
-
-    def declared(self) -> None:
-        """Put the small program where commands find it."""
-        programs = self.home / "var" / "programs"
-        programs.mkdir(parents=True, exist_ok=True)
-        (programs / "small.toml").write_text(text())
-
-    @cached_property
-    def trained(self) -> Any:
-        """What `nudge train` made of that log, once."""
-        assert self.report
-        return msgspec.json.decode(self.run("train", "small", "--kind", "thompson", "--json"))
-
-    @cached_property
-    def evaluated(self) -> Any:
-        """What `nudge evaluate` found of it, once."""
-        assert self.trained
-        return msgspec.json.decode(self.run("evaluate", "small", "--json"))
-
-    @cached_property
-    def report(self) -> Any:
-        """The scorecard of a small program's log, by `nudge report`, made once."""
-        self.declared()
-        lived(self.home / "var" / "archive", customers=220, days=24, seed=3, life=Life(wear=0.4))
-        return nudge_json("report", "small", "--days", "8", "--protect", "plan", home=self.home)
-
-    @property
-    def card(self) -> Any:
-        """The figures of that report."""
-        return self.report["scorecard"]
-
-
-def _time(day: float) -> str:
-    return str(np.datetime64(int(TODAY + day * DAY), "s")) + "Z"
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    home = tmp_path_factory.mktemp("home")
-    taken: list[Any] = []
-    tries: dict[str, int] = {}
-    with ExitStack() as stack:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Receiver", (_Receiver,), {"taken": taken, "tries": tries}))
-        Thread(target=server.serve_forever, daemon=True).start()
-        stack.callback(server.server_close)
-        stack.callback(server.shutdown)
-        (home / "var" / "programs").mkdir(parents=True)
-        (home / "var" / "programs" / "back.toml").write_text(BACK)
-        (home / "var" / "webhooks.toml").write_text(
-            f'[[targets]]\nname = "crm"\nurl = "http://127.0.0.1:{server.server_port}/"\nsecret = "{SECRET}"\n'
-            'events = ["decision.requested", "customer.progressed", "decision.made"]\n'
-        )
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setenv("NUDGE_WEBHOOK_LOOPBACK", "1")
-        patch.setenv("NUDGE_WEBHOOK_BACKOFF", "0.05")
-        yield House(stack.enter_context(served(home, "--simulated")), home, taken, tries)
+    """One house for all rows."""
+    with opened(tmp_path_factory.mktemp("home")) as house:
+        yield house
 
 
-Check = Callable[[House], None]
-CHECKS: dict[str, Check] = {}
+CHECKS: dict[str, Callable[[House], None]] = {}
 
 
-def check(function: Check) -> Check:
+def check(function: Callable[[House], None]) -> Callable[[House], None]:
     """Make a function a check that rows of the table may name."""
     CHECKS[function.__name__] = function
     return function
-
-
-@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.check}: {row.asks[:40]}")
-def test_each_row_is_run(row: Row, house: House) -> None:
-    CHECKS[row.check](house)
-
-
-def test_every_row_has_a_check_and_every_check_a_row() -> None:
-    assert {row.check for row in rows()} == set(CHECKS)
-    assert len(rows()) > 60
-
-
-def test_every_command_and_call_in_the_table_exists(house: House) -> None:
-    paths = house.ask("GET", "/openapi.json")["paths"]
-    known = [re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(p))) for p in paths]
-    for row in rows():
-        for method, path in re.findall(r"`(GET|PUT|POST) (/v1/[^`?]+)", row.shows):
-            assert any(p.fullmatch(path) for p in known), f"{method} {path}"
-        for words in re.findall(r"`nudge ([^`]+)`", row.shows):
-            _exists(words.split())
-
-
-def _exists(words: list[str]) -> None:
-    command: click.Command = main
-    while isinstance(command, click.Group):
-        command = command.commands[words.pop(0)]
-    options = {name for p in command.params for name in p.opts}
-    assert {w for w in words if w.startswith("--")} <= options, (command.name, words)
-
-
-def _program(name: str) -> Program:
-    return Program.parse(read(name), source=f"{name}.toml")
-
-
-def _level(program: Program, name: str) -> Any:
-    return next(i for i in program.incentives if i.name == name)
 
 
 # 1. The behavioral-momentum journey.
@@ -267,7 +54,7 @@ def _level(program: Program, name: str) -> Any:
 @check
 def a_goal_is_valued_back(house: House) -> None:
     for name in SHIPPED:
-        program = _program(name)
+        program = shipped(name)
         found = journey_values(program).values.value
         goal = program.event(program.goal)
         assert goal is not None
@@ -283,7 +70,7 @@ def a_goal_is_valued_back(house: House) -> None:
 def end_goals_are_macro_actions_with_a_value(house: House) -> None:
     wanted = {FITNESS: {"premium_upgrade", "referral"}, LOOP: {"repeat_purchase"}}
     for name, goals in wanted.items():
-        events = {e.name: e for e in _program(name).events}
+        events = {e.name: e for e in shipped(name).events}
         assert all(events[g].kind == "macro" and events[g].value > 0 for g in goals)
         assert goals <= set(house.ask("GET", f"/v1/programs/{name}")["events"])
 
@@ -292,7 +79,7 @@ def end_goals_are_macro_actions_with_a_value(house: House) -> None:
 def the_first_asks_are_small_and_say_what_to_do(house: House) -> None:
     who = house.served(FITNESS)
     answer = house.only(who, FITNESS)
-    assert _level(_program(FITNESS), answer["action"]["incentive"]).cost == 0.0
+    assert level(shipped(FITNESS), answer["action"]["incentive"]).cost == 0.0
     assert 0 < len(answer["message"]["call_to_action"]) <= 60
     assert house.dry(who, FITNESS, day=2.0)["blocked"]["incentive=refer-a-friend"] == "stage"
 
@@ -308,7 +95,7 @@ def a_quick_win_asks_for_the_next_decision_at_once(house: House) -> None:
 @check
 def recognition_costs_nothing(house: House) -> None:
     for name in SHIPPED:
-        badges = [i for i in _program(name).incentives if i.kind == "recognition"]
+        badges = [i for i in shipped(name).incentives if i.kind == "recognition"]
         assert badges
         assert all(i.cost == 0.0 and not i.promotional for i in badges)
     who = house.served(FITNESS)
@@ -341,7 +128,7 @@ def one_rung_at_a_time(house: House) -> None:
 
 @check
 def tips_and_reports_are_offered(house: House) -> None:
-    kinds = {i.kind for i in _program(FITNESS).incentives}
+    kinds = {i.kind for i in shipped(FITNESS).incentives}
     assert {"content", "convenience", "social"} <= kinds
     who = house.served(FITNESS)
     house.did(who, "trial_started", FITNESS)
@@ -407,26 +194,10 @@ def advocates_have_incentives_and_goals_of_their_own(house: House) -> None:
 
 
 @check
-def drop_off_is_told_stage_by_stage(house: House) -> None:
-    active = next(s for s in house.card["funnel"] if s["stage"] == "active")
-    assert 0.0 < active["dropped"]["low"] < active["dropped"]["value"] < active["dropped"]["high"] < 1.0
-    house.run("program", "show", "small", "--log", "--map", "lived.html")
-    assert "drop" in (house.home / "lived.html").read_text(encoding="utf-8")
-
-
-@check
-def surveys_are_counted_and_silence_is_not_zero(house: House) -> None:
-    overview = house.card["overview"]
-    assert 2.0 < overview["csat"]["low"] < overview["csat"]["high"] < 4.0
-    assert overview["csat_responses"]["value"] > 20
-    assert overview["nps_response_rate"]["value"] < 1.0
-
-
-@check
 def arms_are_assigned_by_customer_and_stay(house: House) -> None:
     names = [house.welcome(f"arm{i}") for i in range(40)]
     for day in (0.0, 2.0):
-        body = [{"program": LOOP, "customer_id": n, "decision_id": f"{n}-{day}", "at": _time(day)} for n in names]
+        body = [{"program": LOOP, "customer_id": n, "decision_id": f"{n}-{day}", "at": moment(day)} for n in names]
         house.ask("POST", "/v1/decide/batch", {"requests": body})
     arms = {
         name: {
@@ -437,17 +208,6 @@ def arms_are_assigned_by_customer_and_stay(house: House) -> None:
     }
     assert all(len(found) == 1 for found in arms.values())
     assert {"champion", "challenger"} <= {arm for found in arms.values() for arm in found}
-
-
-@check
-def a_policy_is_retrained_from_the_log(house: House) -> None:
-    """`nudge train` fits a policy to what was archived, registers it, and `nudge evaluate` judges it."""
-    (candidate,) = house.trained["candidates"]
-    assert candidate["kind"] == "thompson"
-    assert 100 < candidate["rounds"] < house.trained["decisions_seen"]
-    judged = {v["policy"]: v for v in house.evaluated["values"]}
-    assert judged["thompson"]["version"] == candidate["version"]
-    assert judged["thompson"]["low"] < judged["thompson"]["value"] < judged["thompson"]["high"]
 
 
 @check
@@ -491,7 +251,7 @@ def the_fitness_example_ships(house: House) -> None:
 
 @check
 def thirty_days_in_a_row_earn_the_discount(house: House) -> None:
-    streak = next(m for m in _program(FITNESS).milestones if m.streak == 30)
+    streak = next(m for m in shipped(FITNESS).milestones if m.streak == 30)
     assert "premium" in streak.reward
     who = house.served(FITNESS)
     for day in range(30):
@@ -527,7 +287,7 @@ TACTICS = {
 
 @check
 def each_stage_has_its_tactics(house: House) -> None:
-    program = _program(WINS)
+    program = shipped(WINS)
     for stage, wanted in TACTICS.items():
         allowed = program.incentive_stages[program.stage_index[stage]]
         offered = {n for n, yes in zip(program.space.incentives, allowed, strict=True) if yes}
@@ -536,23 +296,6 @@ def each_stage_has_its_tactics(house: House) -> None:
     blocked = house.dry(who, WINS)["blocked"]
     assert blocked["incentive=seven-day-discount"] == "stage"
     assert "incentive=care-guide" not in blocked
-
-
-@check
-def conversion_csat_and_nps_are_told_by_stage(house: House) -> None:
-    for stage in house.card["funnel"]:
-        assert {"advanced", "dropped", "time", "csat", "nps"} <= set(stage)
-    active = next(s for s in house.card["funnel"] if s["stage"] == "active")
-    assert 1.0 <= active["csat"]["value"] <= 5.0
-    assert -100.0 <= active["nps"]["low"] <= active["nps"]["high"] <= 100.0
-    assert active["time"]["value"] or active["time"]["missing"]
-
-
-@check
-def what_a_change_brings_has_an_interval(house: House) -> None:
-    lift = house.card["lift"]["program"][0]
-    assert lift["always"]["low"] < lift["fixed"]["low"] < lift["fixed"]["high"] < lift["always"]["high"]
-    assert "holdout" in lift["fixed"]["of"]
 
 
 @check
@@ -565,31 +308,6 @@ def the_choice_depends_on_the_customer(house: House) -> None:
     found = policy.probabilities(rounds.contexts, np.ones_like(rounds.allowed), np.zeros(13))
     badge = found[:, world.dataset.program.space.levels[:, 0] == 0].sum(axis=1)
     assert badge[world.dataset.stages == 0].mean() > badge[world.dataset.stages > 0].mean() + 0.2
-
-
-@check
-def the_report_is_kept_in_mlflow(house: House) -> None:
-    run = house.report["run"]
-    with sqlite3.connect(house.home / "mlruns" / "mlflow.db") as store:
-        named = dict(store.execute("SELECT key, value FROM latest_metrics WHERE run_uuid = ?", (run,)).fetchall())
-        (where,) = store.execute("SELECT artifact_uri FROM runs WHERE run_uuid = ?", (run,)).fetchone()
-    assert {"participation", "participation_low", "participation_high"} <= set(named)
-    folder = Path(where.removeprefix("file://"))
-    assert "At a glance" in (folder / "scorecard.html").read_text(encoding="utf-8")
-    assert (folder / "tables" / "figures.json").is_file()
-
-
-@check
-def a_period_and_a_policy_can_be_asked_for(house: House) -> None:
-    assert house.card["days"] == 8.0  # as the command line was told
-    assert house.card["fairness"]["limits"]["attributes"] == ["plan"]
-    program = Program.parse(text(), source="small.toml")
-    week = asked(since="2026-01-10", until="2026-01-16", policy="uniform", arm="champion", days=4.0)
-    short = scorecard(house.home / "var" / "archive", program, week)
-    assert 0 < short.decisions < house.card["decisions"]
-    assert (short.since, short.until, short.days) == (1_768_003_200.0, 1_768_521_600.0, 4.0)
-    with pytest.raises(ValueError, match="'soon' is no day"):
-        asked(since="soon", until=None)
 
 
 @check
@@ -609,7 +327,7 @@ def the_same_figures_come_from_simulation(house: House) -> None:
 
 @check
 def a_small_step_is_worth_what_it_adds_to_the_goal(house: House) -> None:
-    program = _program(FITNESS)
+    program = shipped(FITNESS)
     worths = dict(zip((e.name for e in program.events), journey_values(program).worths.value.tolist(), strict=True))
     assert worths["trial_started"] > worths["tip_read"] > 0
     assert np.isnan(worths["app_opened"])  # it leads nowhere by itself
@@ -788,7 +506,7 @@ def a_retired_incentive_is_never_chosen_again(house: House) -> None:
 @check
 def every_reward_says_how_it_is_earned_and_when(house: House) -> None:
     for name in SHIPPED:
-        assert all(len(i.earns) > 20 for i in _program(name).incentives)
+        assert all(len(i.earns) > 20 for i in shipped(name).incentives)
     who = house.served(LOOP)
     house.did(who, "joined_at_till", LOOP)
     answer = house.only(who, LOOP, day=0.01, incentive=["double-points"])
@@ -837,7 +555,7 @@ def scarcity_is_sparing(house: House) -> None:
 @check
 def what_others_did_is_shown(house: House) -> None:
     for name in SHIPPED:
-        assert any(i.kind == "social" for i in _program(name).incentives)
+        assert any(i.kind == "social" for i in shipped(name).incentives)
     who = house.served(WINS)
     answer = house.only(who, WINS, incentive=["customer-photos"])
     assert answer["action"]["incentive"] == "customer-photos"
@@ -858,18 +576,6 @@ def the_story_moves_on_with_progress(house: House) -> None:
 
 
 @check
-def fairness_is_a_gate_with_reasons(house: House) -> None:
-    gate = house.card["fairness"]
-    assert gate["status"] in ("pass", "warn", "fail")
-    assert gate["reasons"][0]["text"]
-    plans = {g["segment"]: g for g in gate["groups"] if g["attribute"] == "plan"}
-    assert set(plans) == {"free", "gold"}
-    assert plans["gold"]["exposure"]["value"] > 0
-    assert plans["gold"]["value"]["low"] < plans["gold"]["value"]["high"]
-    assert any("fairness of" in reason for reason in house.evaluated["reasons"])  # what nudge promote goes by
-
-
-@check
 def words_that_press_are_refused(house: House) -> None:
     found = _planted(read(FITNESS).replace("Five minutes are enough", "Hurry, five minutes are enough", 1))
     assert any("which presses" in problem for problem in found.values())
@@ -883,70 +589,6 @@ def tones_are_barred_by_stage_and_segment(house: House) -> None:
     assert house.dry(who, FITNESS)["blocked"]["tone=celebratory"] == "stage"
     trade = house.served(WINS, customer_type="trade")
     assert house.dry(trade, WINS)["blocked"]["tone=playful"] == "segment"
-
-
-@check
-def participation_redemption_and_time_are_measured(house: House) -> None:
-    overview = house.card["overview"]
-    assert 0.5 < overview["participation"]["low"] <= overview["participation"]["value"]
-    assert 0.2 < overview["redeemers"]["value"] <= 1.0
-    badge = next(i for i in house.card["incentives"] if i["incentive"] == "badge")
-    assert badge["rate"]["low"] < 0.4 < badge["rate"]["high"] + 0.03
-    assert badge["time"]["low"] <= badge["time"]["value"] <= badge["time"]["high"]
-
-
-@check
-def signs_of_leaving_are_measured(house: House) -> None:
-    churn = house.card["churn"]
-    assert {"unsubscribed", "complained", "inactive", "falling_momentum"} <= set(churn)
-    assert 0.0 < churn["unsubscribed"]["low"] < churn["unsubscribed"]["high"] < 1.0
-
-
-@check
-def small_now_is_compared_with_larger_later(house: House) -> None:
-    sizes = [(t["ladder"], t["tier"]) for t in house.card["tiers"]]
-    assert sizes == [("reward", 1), ("reward", 2)]
-    larger = house.card["tiers"][1]["over_smaller"]
-    assert larger["low"] < larger["value"] < larger["high"]
-    (pays,) = house.card["thresholds"]
-    assert pays["ladder"] == "reward"
-    assert (pays["tier"] is not None) == (pays["adds"]["low"] > 0)
-    assert pays["says"]
-
-
-@check
-def relevance_is_reported_for_each_touch_point(house: House) -> None:
-    """The log's policy chose by chance: the context moved nothing, and the report says so, one by one."""
-    found = house.card["relevance"]
-    points = {(p["stage"], p["incentive"], p["tone"]): p for p in found["touch_points"]}
-    assert {("active", "coupon", "warm"), ("new", "badge", "playful")} <= set(points)
-    moved = points["active", "badge", "warm"]["moved"]
-    assert 0.0 <= moved["low"] <= moved["value"] <= moved["high"] < 0.02
-    assert {s["stage"] for s in found["stages"]} == {"new", "active", "quiet"}
-
-
-@check
-def every_segment_has_its_figures(house: House) -> None:
-    rows_ = [s for s in house.card["segments"] if s["attribute"] == "plan"]
-    assert {s["segment"] for s in rows_} == {"free", "gold"}
-    assert all(s["participation"]["value"] and s["exposure"]["value"] for s in rows_)
-
-
-@check
-def what_a_further_goal_costs_is_said_or_refused(house: House) -> None:
-    cost = house.card["lift"]["cost_per_goal"]
-    assert (cost["value"] is None) == ("cannot say" in cost["missing"])
-    assert cost["value"] is None or cost["low"] < cost["value"] < cost["high"]
-
-
-@check
-def what_wears_out_is_told_with_what_to_rotate_to(house: House) -> None:
-    wear = {w["incentive"]: w for w in house.card["wear"]}
-    assert set(wear) == {"badge", "coupon", "gift"}
-    assert wear["coupon"]["by_exposure"]["value"] < 0  # coupons wear in this log, and badges do not
-    assert wear["coupon"]["by_exposure"]["value"] < wear["badge"]["by_exposure"]["value"]
-    assert all(w["advice"] for w in wear.values())
-    assert not wear["badge"]["rotate_to"]
 
 
 @check
@@ -991,9 +633,41 @@ def caps_and_cooldown_hold_on_a_running_service(house: House) -> None:
 
 @check
 def incentives_have_kinds_and_tiers(house: House) -> None:
-    kinds = {i.kind for name in SHIPPED for i in _program(name).incentives}
+    kinds = {i.kind for name in SHIPPED for i in shipped(name).incentives}
     assert kinds == {"content", "convenience", "recognition", "social", "monetary", "access"}
-    capped = _program(FITNESS).guardrails.cap_per_week_by_kind
+    capped = shipped(FITNESS).guardrails.cap_per_week_by_kind
     assert {"monetary", "access", "social"} <= set(capped)
-    tiers = {i.tier for i in _program(LOOP).incentives if i.ladder == "reward"}
+    tiers = {i.tier for i in shipped(LOOP).incentives if i.ladder == "reward"}
     assert tiers == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in rows() if r.check in CHECKS], ids=lambda row: f"{row.check}: {row.asks[:40]}"
+)
+def test_each_row_is_run(row: Row, house: House) -> None:
+    CHECKS[row.check](house)
+
+
+def test_every_row_has_a_check_and_every_check_a_row() -> None:
+    measured = set(test_journeys_measured.CHECKS)
+    assert not measured & set(CHECKS)
+    assert {row.check for row in rows()} == measured | set(CHECKS)
+    assert len(rows()) > 60
+
+
+def test_every_command_and_call_in_the_table_exists(house: House) -> None:
+    paths = house.ask("GET", "/openapi.json")["paths"]
+    known = [re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(p))) for p in paths]
+    for row in rows():
+        for method, path in re.findall(r"`(GET|PUT|POST) (/v1/[^`?]+)", row.shows):
+            assert any(p.fullmatch(path) for p in known), f"{method} {path}"
+        for words in re.findall(r"`nudge ([^`]+)`", row.shows):
+            _exists(words.split())
+
+
+def _exists(words: list[str]) -> None:
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    options = {name for p in command.params for name in p.opts}
+    assert {w for w in words if w.startswith("--")} <= options, (command.name, words)
