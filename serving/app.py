@@ -2,6 +2,7 @@
 
 import gc
 import logging.config
+import multiprocessing
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,7 +15,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
 
-from serving import docs, logs, problems, render, schemas, settings, validation
+from serving import docs, embedded, logs, problems, render, schemas, settings, validation
 from serving.auth import Key, Scope
 from serving.edge import Edge, Json, LeanRoute
 from serving.metrics import CONTENT_TYPE
@@ -88,6 +89,8 @@ def from_environment() -> FastAPI:
     given = settings.load()
     logging.config.dictConfig(logs.configuration(given.log_level))
     app = create_app(given)
+    if (supervisor := multiprocessing.parent_process()) is not None:
+        embedded.end_with(supervisor.pid)
     # Requests leave next to no cycles: looking for them after each few hundred objects takes longer than a decision.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

@@ -7,14 +7,16 @@ started it, nobody starts a second one on the same data. It dies with the thread
 word (PR_SET_PDEATHSIG): no server is left behind by a kill -9.
 """
 
+import ctypes
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +43,7 @@ _MOST_VAIN = 6
 _LAUNCH = """
 import ctypes, os, sys
 if ctypes.CDLL(None).prctl(1, 15) or os.getppid() != int(sys.argv[1]):
-    sys.exit("the process that wanted a server is gone")
+    sys.exit("the process that wanted this one is gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
@@ -177,10 +179,20 @@ def _held(lock: int) -> bool:
     return True
 
 
+def bound(command: Sequence[str]) -> list[str]:
+    """Return a command that ends, by the kernel's word, with the thread that runs it: nothing is left behind."""
+    return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command]
+
+
+def end_with(parent: int | None) -> None:
+    """End this process once its parent has ended, by the kernel's word, whatever ended it."""
+    if ctypes.CDLL(None).prctl(1, signal.SIGTERM) or os.getppid() != parent:
+        raise ServerError("the process that wanted this one is gone")
+
+
 def _launched(folder: Path, binary: Path, *, lock: int) -> "subprocess.Popen[bytes]":
-    launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
     return subprocess.Popen(  # noqa: S603  (our own server, on our own folder)
-        [*launch, str(binary), *_settings(folder, _address(folder))],
+        bound([str(binary), *_settings(folder, _address(folder))]),
         pass_fds=[lock],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ another machine.
 
 import asyncio
 import logging
+import logging.config
 import math
 import tempfile
 import time
@@ -23,10 +24,10 @@ from optimizer.policy import Policy, Rounds
 from optimizer.program import Program
 from policies import load as load_policy
 from policies.fixed import Uniform
-from serving import erasing, programs, publishing, settings, vitals, webhooks
+from serving import erasing, logs, programs, publishing, settings, vitals, webhooks
 from serving.processes import store_url
 from serving.publishing import Slot
-from serving.store import Published, Store
+from serving.store import Published, Store, StoreError
 from training import audit as auditing
 from training import dataset, delay, events, fairness, promotion, scorecard_page
 from training import evaluate as judging
@@ -537,17 +538,23 @@ def publish_now(served: Sequence[Program]) -> list[str]:
 def follow(names: Sequence[str], *, once: bool = False) -> None:
     """Publish champions whenever their alias moves, until interrupted."""
     given = settings.load()
+    logging.config.dictConfig(logs.configuration(given.log_level))
     served = [programs.find(n, folder=given.programs) for n in names] or [
         s.program for s in programs.load(given.programs).values()
     ]
     while True:
         try:
             publish_now(served)
-        except Exception:
+        except Exception as error:
             if once:
                 raise
             # MLflow or the store may be away for a while: the service goes on with what it has, and so does this.
-            _LOG.warning("could not look at the champions", exc_info=True)
+            away = isinstance(error, StoreError | OSError)
+            _LOG.warning(
+                "could not look at the champions",
+                extra={"error": type(error).__name__},
+                exc_info=None if away else error,
+            )
         if once:
             return
         time.sleep(POLL_SECONDS)

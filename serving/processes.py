@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -64,6 +65,9 @@ def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) 
         if simulated:
             mark_simulated(url)
         check_store(url)
+        # uvicorn has the signal do what it did before, once it is done: that must not skip what comes after.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        print(f"nudge: serves http://{host}:{port}, described at /docs (interrupt to stop)", file=sys.stderr)  # noqa: T201
         follower = _Follower(host, port) if follow else None
         try:
             uvicorn.run(
@@ -130,15 +134,18 @@ class _Follower:
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline and not self._stopping.wait(0.2):
             if _answers(self._url):
-                self._process = subprocess.Popen([sys.executable, "-m", "serving.cli", "follow"])
+                command = embedded.bound([sys.executable, "-m", "serving.cli", "follow"])
+                self._process = subprocess.Popen(command)  # noqa: S603  (our own)
+                if self._stopping.is_set():
+                    self._process.terminate()
+                self._process.wait()  # it ends with this thread
                 return
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join()
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+        self._thread.join()
 
 
 def _answers(url: str) -> bool:

@@ -40,14 +40,21 @@ def nudge_json(*words: str, home: Path) -> Any:
 @contextmanager
 def served(home: Path, *options: str) -> Iterator[str]:
     """Run `nudge serve` for as long as the block lasts; yield its address once it is ready."""
+    with serving(home, "--no-follow", *options) as (_, url):
+        yield url
+
+
+@contextmanager
+def serving(home: Path, *options: str) -> "Iterator[tuple[subprocess.Popen[bytes], str]]":
+    """Run `nudge serve` with all that belongs to it; yield the process, and its address once it is ready."""
     port = free_port()
-    command = [sys.executable, "-m", "serving.cli", "serve", "--no-follow", "--port", str(port), *options]
+    command = [sys.executable, "-m", "serving.cli", "serve", "--port", str(port), *options]
     process = subprocess.Popen(command, cwd=home, env=environment(home))
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: process.poll() is not None or _ready(url), what="the service to be ready")
         assert process.poll() is None, "the service ended"
-        yield url
+        yield process, url
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE)

@@ -1,6 +1,7 @@
 """Every command says what it does, and says what is wrong."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from optimizer.programs import read
 from serving.cli import main
 from tests.e2e.running import call as http
-from tests.e2e.running import environment, nudge, nudge_json, served
+from tests.e2e.running import environment, nudge, nudge_json, served, serving, wait_until
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(main.commands)
@@ -123,3 +124,25 @@ def test_what_was_acknowledged_is_archived_once(tmp_path: Path) -> None:
         moved = nudge_json("archive", home=tmp_path)
     assert (moved["decisions"], moved["outcomes"]) == (20, 0)
     assert nudge_json("archive", home=tmp_path)["decisions"] == 0
+
+
+@pytest.mark.parametrize(("how", "workers"), [(signal.SIGTERM, 1), (signal.SIGKILL, 2)])
+def test_whatever_ends_the_service_ends_all_that_it_has_started(tmp_path: Path, how: int, workers: int) -> None:
+    with serving(tmp_path, "--workers", str(workers)) as (process, _):
+        wait_until(lambda: "follow" in _family(process.pid).values(), what="the follower")
+        family = _family(process.pid)
+        assert "valkey-server" in family.values()
+        process.send_signal(how)
+        assert process.wait(60) == (0 if how == signal.SIGTERM else -how)
+        wait_until(lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists()], what=f"{family} to end")
+
+
+def _family(pid: int) -> dict[int, str]:
+    """Return the processes that one has started, and theirs, by what each does."""
+    found: dict[int, str] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            name = "follow" if b"follow" in words else Path(f"/proc/{child}/exe").readlink().name
+            found |= {child: name, **_family(child)}
+    return found
