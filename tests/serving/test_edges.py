@@ -41,11 +41,9 @@ def test_every_fault_of_every_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ProgramError) as refused:
         programs.load(folder)
     said = [str(f) for f in refused.value.faults]
-    assert [next(n for n in ("broken", "small", "latin") if f"{n}.toml" in s) for s in said] == [
-        "broken",
-        "latin",
-        "small",
-    ]
+    files = [next(n for n in ("broken", "small", "latin") if f"{n}.toml" in s) for s in said]
+    assert list(dict.fromkeys(files)) == ["broken", "latin", "small"]
+    assert files == sorted(files)
     assert "'small' is taken by" in said[2]
 
 
