@@ -343,12 +343,13 @@ def tails(bench: Bench) -> Iterator[Row]:
 
 
 def memory(bench: Bench) -> Iterator[Row]:
-    """Yield what the process has grown by over many decisions, after as many to warm up."""
+    """Yield what the process has grown by over many decisions, once the first fifth has warmed it up."""
     done, marks = 0, []
     while done < bench.sizes.million:
         heard = bench.ours(connections=64, seconds=60.0)
         done += len(heard.latencies)
         marks.append(sum(_resident(pid) for pid in bench.served.pids))
+        print(f"{done:,} decisions: {marks[-1]:.1f} MiB", flush=True)
     early = marks[max(len(marks) // 5, 0)]
     grown = (marks[-1] - early) / early
     yield _row(
@@ -488,13 +489,15 @@ def main(words: Sequence[str] = ()) -> None:
     asked = parser.parse_args(words)
     sizes = Sizes(asked.seconds, asked.waves, asked.customers, asked.decisions)
     chosen = asked.parts or parts
+    if "million" in chosen and len(chosen) > 1:
+        parser.error("--part million is measured alone: it takes long, and is written to a file of its own")
     found: list[Row] = []
     if set(chosen) - {"workers"}:
         found += single(sizes, asked.kinds or tuple(TARGETS), chosen)
     if "workers" in chosen:
         found += double(sizes)
     if not asked.dry:
-        write("serving", found)
+        write("memory" if "million" in chosen else "serving", found)
 
 
 if __name__ == "__main__":
