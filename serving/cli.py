@@ -469,6 +469,9 @@ def program_show(program: str, target: Path | None, log: bool, as_json: bool) ->
 @click.option(
     "--policy", "policies", multiple=True, metavar="NAME", help="A policy, or a saved one's folder; repeatable."
 )
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting of the worlds; repeatable."
+)
 @click.option("--customers", default=1_000, show_default=True, type=click.IntRange(1, 10_000_000), help="How many.")
 @click.option("--days", default=28, show_default=True, type=click.IntRange(1, 1_000), help="After two weeks at random.")
 @click.option("--replications", default=3, show_default=True, type=click.IntRange(1, 1_000), help="For intervals.")
@@ -489,13 +492,14 @@ def simulate(worlds: tuple[str, ...], **asked: Any) -> None:
 
     \b
     WORLD   demo (the default), calibrated, null, harmful, additive, pairwise, threeway, fatigue, drift, shelf,
-            delayed, tight-budget, few-customers, heterogeneous
+            delayed, tight-budget, few-customers, heterogeneous; or a file that --fit --json wrote (fitted.json)
     NAME    hold, fixed (the best single nudge for all), rules, uniform, thompson, squarecb, greedy, boosted, vowpal,
             clicks (greedy for clicks), patient (stage values and a price on burden), best (the simulator's own)
 
     \b
     nudge simulate calibrated pairwise --policy hold --policy fixed --policy thompson --days 90 --output page.html
     nudge simulate --premortem fitness-coaching --customers 500
+    nudge simulate fatigue --set leaving=0.004 --policy hold --policy patient
     nudge simulate --fit var/archive --program fitness-coaching
     """  # noqa: D301  (click takes a backspace for "leave these lines as they are")
     from serving import loop, output

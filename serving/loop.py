@@ -597,6 +597,7 @@ def simulate(
     command: str,
     program: str,
     policies: Sequence[str],
+    settings: Sequence[str],
     customers: int,
     days: int,
     replications: int,
@@ -611,21 +612,26 @@ def simulate(
     """Compare policies in worlds, or fit a world to an archive, or put a program into trouble; see `nudge simulate`."""
     from simulations import comparison, fitting, page  # noqa: PLC0415  (heavy, and only for this command)
     from simulations import premortem as trouble  # noqa: PLC0415  (as above)
+    from simulations import worlds as played  # noqa: PLC0415  (as above)
 
-    if archive is not None and (premortem or worlds or policies):
-        raise ValueError("--fit estimates a world from a log: leave out worlds, --policy and --premortem")
+    if archive is not None and (premortem or worlds or policies or settings):
+        raise ValueError("--fit estimates a world from a log: leave out worlds, --policy, --set and --premortem")
+    if output is not None and not output.resolve().parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}; make it first")
     if premortem is not None and (worlds or len(policies) > 1):
         raise ValueError("--premortem has worlds of its own: leave out worlds, and name at most one --policy")
     sizes: dict[str, Any] = {"customers": customers, "days": days, "replications": replications, "seed": seed}
     data: object
     table: object
+    refused = ""
     if archive is not None:
         fitted = fitting.fit(archive, find(program), seed=seed, progress=progress)
         data, table, text = msgspec.to_builtins(fitted), fitting.table(fitted), page.fit_html(fitted, command=command)
-        figures, about = fitting.figures(fitted), find(program)
+        figures, about, refused = fitting.figures(fitted), find(program), fitted.refused
     elif premortem is not None:
         about = find(premortem)
-        found = trouble.run(about, policy=next(iter(policies), "thompson"), **sizes, progress=progress)
+        calm = played.changed(played.DEMO, played.read_settings(settings))
+        found = trouble.run(about, policy=next(iter(policies), "thompson"), **sizes, world=calm, progress=progress)
         data, table, text = (
             msgspec.to_builtins(found),
             trouble.table(found),
@@ -634,7 +640,9 @@ def simulate(
         figures = trouble.figures(found)
     else:
         about = find(program)
-        compared = comparison.run(about, worlds, policies=policies, trials=trials, **sizes, progress=progress)
+        given = played.read_settings(settings)
+        named = [played.changed(played.world_of(name), given) for name in worlds or ["demo"]]
+        compared = comparison.run(about, named, policies=policies, trials=trials, **sizes, progress=progress)
         data, table, text = (
             msgspec.to_builtins(compared),
             comparison.table(compared),
@@ -651,4 +659,6 @@ def simulate(
             about.name, figures=figures, files=files, params={"command": command, **sizes}
         )
         wrote.append(f"logged to MLflow as run {run}")
+    if refused:
+        raise ValueError("\n".join([*wrote, refused]))
     return Simulated(data=data, table=table, wrote="\n".join(wrote))

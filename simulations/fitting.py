@@ -42,6 +42,9 @@ LEVEL = 0.99
 
 _RATE = (1e-4, 0.85)
 
+ENOUGH = 0.6
+"""Share of the moments that a world must reproduce on held-out customers: below it, it is not the log's."""
+
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
     """A moment of the log on held-out customers, with its interval, and the fitted world's."""
@@ -57,7 +60,8 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
 class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     """A world that was estimated from a log, and how well it reproduces held-out customers.
 
-    `settings` are those that were fitted; every other one is that of `started_from`.
+    `settings` are those that were fitted; every other one is that of `started_from`. `refused` says why it is not to be
+    used, with what would mend it; empty where it may be.
     """
 
     program: str
@@ -70,6 +74,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, float]
     moments: list[Moment]
     reproduced: float
+    refused: str = ""
 
 
 class _Read(NamedTuple):
@@ -200,6 +205,23 @@ def fitted(log: Dataset, *, seed: int = 1, start: World = DEMO, progress: Progre
         settings={k.setting: round(settled[k.setting], 5) for k in KNOBS if k.moment in wanted},
         moments=moments,
         reproduced=float(np.mean([m.reproduced for m in moments])),
+        refused=_refused(log.program.name, moments, settings={k.setting: settled[k.setting] for k in KNOBS}),
+    )
+
+
+def _refused(program: str, moments: Sequence[Moment], *, settings: dict[str, float]) -> str:
+    """Return why a world is not the log's; empty if it may be."""
+    missed = [m for m in moments if not m.reproduced]
+    if len(missed) <= (1.0 - ENOUGH) * len(moments):
+        return ""
+    rates = [k.setting for k in KNOBS if k.moves == "rate" and settings[k.setting] > 0.99 * _RATE[1]]
+    ends = f" ({', '.join(rates)} went as far as it may)" if rates else ""
+    named = "; ".join(f"{m.moment}: {m.log:.3g} in the log, {m.world:.3g} in the world" for m in missed)
+    return (
+        f"the log of program {program!r} cannot be fitted: on held-out customers no world that was tried reproduces "
+        f"{len(missed)} of {len(moments)} moments{ends}: {named}. Its customers do not act as simulated ones do: check "
+        "that events and windows are those that the app reports, or judge policies by the log itself, with "
+        "nudge evaluate"
     )
 
 

@@ -168,10 +168,10 @@ def _charts(found: Comparison, played: Played) -> list[Chart]:
         ),
         _chart("Messages", "a customer", of(lambda p: p.measured.messages), _number),
         _chart("Opted out", "share of the customers", of(lambda p: p.measured.opted_out), _percent),
-        _chart("Cost of incentives", "a customer", of(lambda p: p.measured.cost), _currency(found)),
+        _chart("Cost of incentives", "a customer", of(lambda p: p.measured.cost), _currency(found), never_below=0.0),
         _chart("Momentum at the end", "0 to 1", of(lambda p: p.measured.momentum), _number),
         _chart("Regret", "a decision, against the best that was allowed, one step ahead",
-               of(lambda p: p.measured.regret), _currency(found)),
+               of(lambda p: p.measured.regret), _currency(found), never_below=0.0),
     ]  # fmt: skip
 
 
@@ -187,14 +187,20 @@ def _number(x: float) -> str:
     return f"{x:.2f}"
 
 
-def _chart(title: str, says: str, rows: Sequence[tuple[str, Spread]], write: Callable[[float], str]) -> Chart:
-    counts = write in (_percent, _number)
-    ends = [
-        x
-        for _, s in rows
-        for x in (s.value, s.low if s.low is None or not counts else max(s.low, 0.0), s.high)
-        if x is not None
-    ]
+def _chart(
+    title: str,
+    says: str,
+    rows: Sequence[tuple[str, Spread]],
+    write: Callable[[float], str],
+    *,
+    never_below: float | None = None,
+) -> Chart:
+    least = 0.0 if write in (_percent, _number) else never_below  # a share or a count is never below 0
+
+    def above(x: float) -> float:
+        return x if least is None else max(x, least)
+
+    ends = [x for _, s in rows for x in (s.value, s.low if s.low is None else above(s.low), s.high) if x is not None]
     low, high = min(ends), max(ends)
     margin = 0.05 * ((high - low) or abs(high) or 1.0)
     low, high = low - margin, high + margin
@@ -204,7 +210,7 @@ def _chart(title: str, says: str, rows: Sequence[tuple[str, Spread]], write: Cal
 
     def bar(name: str, s: Spread) -> Bar:
         a, b = (s.value if end is None else end for end in (s.low, s.high))
-        a = max(a, 0.0) if counts else a  # a share or a count is never below 0
+        a = above(a)
         note = f"{write(a)} to {write(b)}" if s.low is not None else "one replication: no interval"
         tone = {"hold": "baseline", "fixed": "baseline", "rules": "today", "uniform": "baseline", "best": "ideal"}
         return Bar(

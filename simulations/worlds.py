@@ -1,29 +1,41 @@
 """In which worlds is a policy tried? Named settings of the simulation, each with what it is there to break."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import msgspec
 from msgspec.structs import replace as replaced
 
 from optimizer.program import Budget, Program
 
-_SHARES = (
-    "willing",
-    "hidden",
-    "fidelity",
-    "missing",
-    "null",
-    "harm",
-    "repetition",
-    "habit_gain",
-    "habit_loss",
-    "lost",
-    "twice",
-    "gaming",
-    "lapsing",
-)
-"""Settings that are shares, 0 to 1."""
+
+class _Bound(NamedTuple):
+    """Which numbers a setting may be: from `low` to `high`, both included, and what is said of others."""
+
+    low: float
+    high: float
+    says: str
+
+
+_HARDLY, _LARGE = 1e-9, 1e9
+_SIZE = _Bound(0.0, _LARGE, "is impossible: use a number of 0 or more")
+_ABOVE = _Bound(_HARDLY, _LARGE, "is impossible: use a number above 0")
+_EITHER = _Bound(-_LARGE, _LARGE, "is impossible: use a finite number")
+_SHARE = _Bound(0.0, 1.0, "is no share: use 0 to 1")
+_CHANCE = _Bound(_HARDLY, 0.9 - _HARDLY, "is impossible: a chance within a day is above 0 and below 0.9")
+_RARE = _Bound(0.0, 0.9 - _HARDLY, "is impossible: a chance is 0 or more and below 0.9")
+_LEFT = _Bound(0.0, 1.0 - _HARDLY, "is impossible: what is left of fatigue is 0 or more and below 1")
+
+
+def _as(bound: _Bound, default: float) -> float:
+    """Return a setting's default, with the bound of what it may be."""
+    return field(default=default, metadata={"bound": bound})
 
 
 @dataclass(frozen=True)
@@ -86,25 +98,25 @@ class World:
         ("Europe/London", 0.15),
         ("America/New_York", 0.05),
     )
-    advanced: float = 0.85
-    willing: float = 0.85
-    everyday: float = 0.2
-    turn: float = 0.05
-    goal: float = 0.015
-    signal: float = 0.005
-    depth: float = 0.6
+    advanced: float = _as(_ABOVE, 0.85)
+    willing: float = _as(_SHARE, 0.85)
+    everyday: float = _as(_CHANCE, 0.2)
+    turn: float = _as(_CHANCE, 0.05)
+    goal: float = _as(_CHANCE, 0.015)
+    signal: float = _as(_CHANCE, 0.005)
+    depth: float = _as(_EITHER, 0.6)
     activity: float = 0.7
     intent: float = 0.4
-    hidden: float = 0.5
-    fidelity: float = 0.8
-    missing: float = 0.03
-    lift: float = 0.1
-    goal_lift: float = 0.05
+    hidden: float = _as(_SHARE, 0.5)
+    fidelity: float = _as(_SHARE, 0.8)
+    missing: float = _as(_SHARE, 0.03)
+    lift: float = _as(_EITHER, 0.1)
+    goal_lift: float = _as(_EITHER, 0.05)
     incentive: float = 0.5
     tone: float = 0.2
     timing: float = 0.2
-    null: float = 0.55
-    harm: float = 0.15
+    null: float = _as(_SHARE, 0.55)
+    harm: float = _as(_SHARE, 0.15)
     price: float = 0.5
     fit: float = 0.25
     affinity: float = 0.3
@@ -112,51 +124,54 @@ class World:
     pair: float = 0.0
     triple: float = 0.0
     responsiveness: float = 0.3
-    decay: float = 0.8
+    decay: float = _as(_LEFT, 0.8)
     blunting: float = 0.1
     burden: float = 0.03
-    leaving: float = 0.0008
-    leaving_growth: float = 0.4
-    repetition: float = 0.3
-    repetition_days: float = 4.0
-    habit_gain: float = 0.04
-    habit_loss: float = 0.012
-    habit_pull: float = 0.6
-    gradient: float = 0.3
-    gradient_shape: float = 2.0
-    comeback: float = 0.3
+    leaving: float = _as(_RARE, 0.0008)
+    leaving_growth: float = _as(_EITHER, 0.4)
+    repetition: float = _as(_SHARE, 0.3)
+    repetition_days: float = _as(_ABOVE, 4.0)
+    habit_gain: float = _as(_SHARE, 0.04)
+    habit_loss: float = _as(_SHARE, 0.012)
+    habit_pull: float = _as(_EITHER, 0.6)
+    gradient: float = _as(_EITHER, 0.3)
+    gradient_shape: float = _as(_ABOVE, 2.0)
+    comeback: float = _as(_EITHER, 0.3)
     dip: float = 1.0
-    dip_days: float = 14.0
-    lapsing: float = 0.0
-    deal: float = 0.0
-    deal_half: float = 0.1
-    bargain: float = 0.0
+    dip_days: float = _as(_ABOVE, 14.0)
+    lapsing: float = _as(_SHARE, 0.0)
+    deal: float = _as(_EITHER, 0.0)
+    deal_half: float = _as(_ABOVE, 0.1)
+    bargain: float = _as(_EITHER, 0.0)
     delays: tuple[tuple[float, float], ...] = ((1.0, 0.6), (24.0, 0.3), (168.0, 0.1))
     prompt: float = 0.0
-    lost: float = 0.005
-    twice: float = 0.01
+    lost: float = _as(_SHARE, 0.005)
+    twice: float = _as(_SHARE, 0.01)
     drift_day: int | None = None
     arrival_day: int | None = None
     retirement_day: int | None = None
     outage: tuple[int, int] | None = None
     budget_shock: tuple[int, float] | None = None
-    gaming: float = 0.0
+    gaming: float = _as(_SHARE, 0.0)
     season: float = 0.1
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        for key in _SHARES:
-            if not 0.0 <= getattr(self, key) <= 1.0:
-                raise ValueError(f"world {self.name!r}: {key} = {getattr(self, key)!r} is no share: use 0 to 1")
+        for setting in fields(self):
+            if setting.type is float:
+                self._check(setting.name, getattr(self, setting.name), setting.metadata.get("bound", _SIZE))
         self._check_days()
         for key in ("zones", "delays"):
             total = sum(share for _, share in getattr(self, key))
             if abs(total - 1.0) > 1e-9:
                 raise ValueError(f"world {self.name!r}: the shares of {key} add up to {total:g}: make it 1")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not _possible(field.name, value):
-                raise ValueError(f"world {self.name!r}: {field.name} = {value!r} is impossible: {_MEND[field.name]}")
+        if self.budget is not None:
+            self._check("budget", self.budget, _SIZE)
+
+    def _check(self, key: str, value: object, bound: _Bound) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and bound.low <= value <= bound.high):  # type: ignore[operator]  # a number
+            raise ValueError(f"world {self.name!r}: {key} = {value!r} {bound.says}")
 
     def _check_days(self) -> None:
         for key in ("drift_day", "arrival_day", "retirement_day"):
@@ -169,6 +184,13 @@ class World:
             raise ValueError(
                 f"world {self.name!r}: budget_shock = {self.budget_shock!r} is no cut: use (first day, share 0 to 1)"
             )
+        for zone, _ in self.zones:
+            try:
+                ZoneInfo(zone)
+            except (ZoneInfoNotFoundError, ValueError):
+                raise ValueError(
+                    f"world {self.name!r}: zones has {zone!r}, which is no time zone: use an IANA name"
+                ) from None
         if any(hours <= 0.0 or share < 0.0 for hours, share in self.delays):
             raise ValueError(f"world {self.name!r}: delays = {self.delays!r}: use (hours above 0, share of 0 or more)")
 
@@ -180,34 +202,6 @@ class World:
         weeks = period / Budget(amount=0.0).period
         budget = Budget(amount=round(self.budget * customers * weeks, 2), period=period)
         return replaced(program, guardrails=replaced(program.guardrails, budget=budget))
-
-
-_CHANCES = ("everyday", "turn", "goal", "signal", "leaving")
-_SIGNED = ("depth", "lift", "goal_lift", "habit_pull", "gradient", "comeback", "leaving_growth", "deal", "bargain")
-_POSITIVE = ("advanced", "repetition_days", "dip_days", "deal_half", "gradient_shape")
-_MEND: Mapping[str, str] = MappingProxyType(
-    {
-        **{f.name: "use a number of 0 or more" for f in fields(World)},
-        **dict.fromkeys(_CHANCES, "a chance within a day is above 0 and below 0.9"),
-        **dict.fromkeys(_SIGNED, "use a finite number"),
-        "decay": "what is left of fatigue is 0 or more and below 1",
-        "advanced": "use a number above 0",
-        "repetition_days": "use a number above 0",
-        "dip_days": "use a number above 0",
-        "deal_half": "use a number above 0",
-        "gradient_shape": "use a number above 0",
-    }
-)
-
-
-def _possible(key: str, value: float) -> bool:
-    if key in _SIGNED:
-        return abs(value) < float("inf")
-    if key in _CHANCES:
-        return (0.0 if key == "leaving" else 1e-9) <= value < 0.9
-    if key in _POSITIVE:
-        return 0.0 < value < float("inf")
-    return 0.0 <= value < (1.0 if key == "decay" else float("inf"))
 
 
 DEMO = World(
@@ -392,7 +386,65 @@ WORLDS: Mapping[str, World] = MappingProxyType(
 
 
 def world_of(name: str) -> World:
-    """Return the world of a name; ValueError if there is none."""
-    if name not in WORLDS:
-        raise ValueError(f"there is no world {name!r}: expected one of {', '.join(WORLDS)}")
-    return WORLDS[name]
+    """Return the world of a name, or of what `nudge simulate --fit --json` wrote; ValueError if there is none."""
+    if name in WORLDS:
+        return WORLDS[name]
+    file = Path(name)
+    if file.suffix != ".json" or not file.is_file():
+        raise ValueError(f"there is no world {name!r}: expected one of {', '.join(WORLDS)}, or a fitted world's .json")
+    try:
+        told = msgspec.json.decode(file.read_bytes(), type=_Fitted)
+    except msgspec.DecodeError as wrong:
+        raise ValueError(f"{name} is no fitted world: {wrong}; write it with nudge simulate --fit --json") from wrong
+    world = replace(world_of(told.started_from), name=file.stem, breaks="nothing: it is estimated from a log")
+    return changed(world, told.settings)
+
+
+class _Fitted(msgspec.Struct):
+    """What a world is made of again: `simulations.fitting.Fitted` has more."""
+
+    started_from: str
+    settings: dict[str, float]
+
+
+def read_settings(written: Sequence[str]) -> dict[str, object]:
+    """Return settings from what was typed, `key=value` each, a value as TOML has it, or none.
+
+    >>> read_settings(["lift=0.5", "outage=[20, 7]", "budget=none"])
+    {'lift': 0.5, 'outage': [20, 7], 'budget': None}
+    """
+    found: dict[str, object] = {}
+    for item in written:
+        key, given, text = item.partition("=")
+        if not given:
+            raise ValueError(f"setting {item!r} has no value: write it as key=value, such as lift=0.5")
+        try:
+            found[key.strip()] = None if text.strip() == "none" else tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            raise ValueError(
+                f"setting {key.strip()} = {text!r} is no value: write a number, or [1, 2] for two"
+            ) from None
+    return found
+
+
+def changed(world: World, settings: Mapping[str, object]) -> World:
+    """Return a world with other settings; ValueError for one that there is not, or that cannot be.
+
+    >>> changed(DEMO, {"lift": 0.5}).lift
+    0.5
+    """
+    known = [f.name for f in fields(World) if f.name not in ("name", "breaks", "customers")]
+    for key in settings:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}" if near else f"expected one of {', '.join(known)}"
+            raise ValueError(f"world {world.name!r} has no setting {key!r}: {hint}")
+    try:
+        return replace(world, **{key: _tupled(value) for key, value in settings.items()})  # type: ignore[arg-type]
+    except TypeError as wrong:
+        said = ", ".join(f"{key} = {value!r}" for key, value in settings.items())
+        raise ValueError(f"world {world.name!r}: {said}: {wrong}; give it the form that it has in the world") from wrong
+
+
+def _tupled(value: object) -> object:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value

@@ -98,3 +98,14 @@ def test_the_page_and_the_table_say_each_moment(found: Fitted) -> None:
     assert all(m.moment in html for m in found.moments)
     assert len(fitting.table(found)["held_out"]) == len(found.moments)  # type: ignore[arg-type]  # a list of rows
     assert fitting.figures(found)["fit/goal"] == found.settings["goal"]
+
+
+def test_a_log_of_customers_who_act_as_none_of_ours_do_is_refused(log: Dataset, found: Fitted) -> None:
+    """Everybody moves on every day, from every stage, and nobody reaches the goal unless held."""
+    held = (log.rounds.actions == HOLD).astype(np.float64)
+    odd = {e.name: held if e.kind == "macro" else np.full(len(log), 1.0) for e in log.program.events}
+    strange = fitting.fitted(replace(log, events={**log.events, **odd}), seed=1)
+    assert not found.refused
+    assert "cannot be fitted: on held-out customers no world that was tried reproduces" in strange.refused
+    assert "everyday steps after a hold: " in strange.refused
+    assert "Do not judge policies by it" in " ".join(page.fit_html(strange, command="").split())

@@ -21,7 +21,7 @@ from optimizer.customer import (
 )
 from optimizer.guardrails import Shared, allowed, is_off_beat
 from optimizer.journey import follow, progress, reached, receive, settle
-from optimizer.program import DAY, PROMPT, Cadence, Duration, Program
+from optimizer.program import DAY, PROMPT, Cadence, Duration, Program, Span
 from optimizer.programs import read
 from policies.fixed import Uniform
 from simulations import journeys
@@ -51,7 +51,7 @@ def _shipped(name: str) -> Program:
 def _to_the_beat() -> Program:
     """A shipped program that keeps a rhythm at the member's own hour, but for a quick win."""
     program = _shipped("fitness-coaching")
-    cadence = Cadence(every=Duration(DAY), within=Duration(6 * 3_600.0), hour_within=Duration(3 * 3_600.0))
+    cadence = Cadence(every=Span(DAY), within=Duration(6 * 3_600.0), hour_within=Span(3 * 3_600.0))
     off_beat = [replaced(i, off_beat=i.name == "achievement-badge") for i in program.incentives]
     return replaced(
         program,

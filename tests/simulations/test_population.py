@@ -1,6 +1,8 @@
 """Simulated customers follow from the seed alone, and only attributes show who they are."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from optimizer.program import Program
 from optimizer.programs import SHIPPED, read
 from simulations.effects import Draws, effects
 from simulations.population import Population, populate
-from simulations.worlds import WORLDS, World
+from simulations.worlds import WORLDS, World, changed, read_settings, world_of
 from tests.small_program import small
 
 START = 1_767_571_200.0
@@ -152,6 +154,36 @@ def test_impossible_settings_are_refused_with_the_key_and_the_mend() -> None:
         ({"everyday": 0.95}, r"everyday = 0.95 is impossible: a chance within a day is above 0 and below 0.9"),
         ({"zones": (("UTC", 0.5),)}, r"the shares of zones add up to 0.5: make it 1"),
         ({"incentive": -1.0}, r"incentive = -1.0 is impossible: use a number of 0 or more"),
+        ({"lift": float("nan")}, r"lift = nan is impossible: use a finite number"),
+        ({"lift": "much"}, r"lift = 'much' is impossible: use a finite number"),
+        ({"budget": -1.0}, r"budget = -1.0 is impossible: use a number of 0 or more"),
+        ({"zones": (("Mars/Base", 1.0),)}, r"zones has 'Mars/Base', which is no time zone: use an IANA name"),
     ):
         with pytest.raises(ValueError, match=words):
             World("odd", "nothing", **settings)
+
+
+def test_settings_that_are_typed_change_a_world_or_are_refused() -> None:
+    demo = WORLDS["demo"]
+    found = changed(demo, read_settings(["leaving=0.01", "outage = [20, 7]", "delays=[[1.0, 0.4], [24.0, 0.6]]"]))
+    assert (found.leaving, found.outage, found.delays) == (0.01, (20, 7), ((1.0, 0.4), (24.0, 0.6)))
+    assert found.lift == demo.lift
+    for typed, words in (
+        (["leavin=0.01"], "world 'demo' has no setting 'leavin': did you mean leaving"),
+        (["leaving"], "setting 'leaving' has no value: write it as key=value"),
+        (["leaving=much"], "setting leaving = 'much' is no value"),
+        (["leaving=7"], "world 'demo': leaving = 7 is impossible: a chance is 0 or more"),
+        (["outage=3"], "outage = 3: .*; give it the form that it has in the world"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            changed(demo, read_settings(typed))
+
+
+def test_a_fitted_world_is_read_back_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"started_from": "demo", "settings": {"lift": 0.7}, "moments": []}), encoding="utf-8")
+    world = world_of(str(file))
+    assert (world.name, world.lift, world.tone) == ("mine", 0.7, WORLDS["demo"].tone)
+    file.write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"mine\.json is no fitted world"):
+        world_of(str(file))
