@@ -10,11 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from optimizer.engine import EVALUATION
 from optimizer.program import Program
 from serving.loop import asked
 from tests.e2e.house import Row, rows, run
 from tests.training.lived import Life, lived, text
+from training import dataset, record
 from training.scorecard import scorecard
+from training.train import split
 
 STEADY = Life(step=0.25, goal=0.0, goal_lift=0.0, leaves=0.0, redeems=0.0)
 """Customers of whom nothing but their steps depends on a nudge: little noise."""
@@ -113,10 +116,22 @@ def surveys_are_counted_and_silence_is_not_zero(log: Log) -> None:
 
 @check
 def a_policy_is_retrained_from_the_log(log: Log) -> None:
-    """`nudge train` fits a policy to what was archived, registers it, and `nudge evaluate` judges it."""
+    """`nudge train` fits a policy to what was archived, registers it, and `nudge evaluate` judges it.
+
+    Customers of the evaluation arm are only judged on.
+    """
     (candidate,) = log.trained["candidates"]
     assert candidate["kind"] == "thompson"
     assert 100 < candidate["rounds"] < log.trained["decisions_seen"]
+    archive, program = log.unjust.home / "var" / "archive", Program.parse(text(), source="small.toml")
+    seen = record.load(archive, program)
+    apart = {name for name, arm in zip(seen.customers, seen.arms, strict=True) if arm == EVALUATION}
+    halves = split(dataset.load(archive, program, arms="judging"))
+    learned_on, judged_on = ({d.customers[i] for i in d.rounds.customers} for d in halves)
+    assert len(halves.earlier) == candidate["rounds"]
+    assert not learned_on & apart
+    assert judged_on & apart
+    assert len(halves.later) == log.evaluated["rounds"]
     judged = {v["policy"]: v for v in log.evaluated["values"]}
     assert judged["thompson"]["version"] == candidate["version"]
     assert judged["thompson"]["low"] < judged["thompson"]["value"] < judged["thompson"]["high"]
