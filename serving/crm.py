@@ -33,6 +33,9 @@ from serving.validation import attributes as check_attributes
 SLICE = 500
 """Customers read or written at once."""
 
+_GROUP = 10_000
+"""Rows that are written to Parquet together."""
+
 SHOWN = 100
 """Rows that could not be imported, which are shown; all of them go to a file where one is named."""
 
@@ -173,8 +176,8 @@ def _written(to: Path, program: Program) -> Iterator[Callable[[list[dict[str, An
     columns = schema(program)
     try:
         if to.suffix == ".parquet":
-            with pq.ParquetWriter(part, columns) as parquet:
-                yield lambda rows: parquet.write_table(pa.Table.from_pylist(rows, columns))
+            with pq.ParquetWriter(part, columns) as parquet, _together(parquet, columns) as write:
+                yield write
         else:
             with part.open("w", encoding="utf-8", newline="") as file:
                 table = csv.writer(file)
@@ -183,6 +186,21 @@ def _written(to: Path, program: Program) -> Iterator[Callable[[list[dict[str, An
         part.replace(to)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _together(parquet: pq.ParquetWriter, columns: pa.Schema) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Yield what writes rows in groups that are worth their heads: a store gives customers a few at a time."""
+    waiting: list[dict[str, Any]] = []
+
+    def write(rows: list[dict[str, Any]], *, least: int = _GROUP) -> None:
+        waiting.extend(rows)
+        if len(waiting) >= least:
+            parquet.write_table(pa.Table.from_pylist(waiting, columns))
+            waiting.clear()
+
+    yield write
+    write([], least=1)
 
 
 def _cell(value: object) -> str | int | float:

@@ -130,7 +130,9 @@ def _channel(event: Event) -> int:
 
 
 def _reported(event: Event) -> tuple[float, float]:
-    """Values reported by the discontented and by the others: 1 on average, unless something pauses promotions."""
+    """Values reported by the discontented and by the others: 1 on average, unless it is a score."""
+    if "nps" in event.name and not event.value:
+        return 5.0, 9.0  # of 10
     if event.pauses_below is not None:
         return event.pauses_below - 1.0, event.pauses_below + 1.0
     return (0.6, 1.1) if event.scaled else (float("nan"), float("nan"))

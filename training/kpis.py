@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from optimizer.actions import Floats, Ints
 from optimizer.program import DAY, Program
@@ -116,8 +117,12 @@ def recommendation(record: Record, *, stage: int | None = None, level: float) ->
     if not named(record.program, "nps"):
         return missing(_undeclared("nps"), of=of, unit="score")
     found = _answers(record, "nps", stage=stage)
-    votes = np.where(found.value >= 9, 100.0, np.where(found.value <= 6, -100.0, 0.0))
-    return mean(votes, found.customer, of=of, unit="score", level=level)
+    votes = np.where(found.value >= 9, 1.0, np.where(found.value <= 6, 0.0, 0.5))
+    scaled = share(votes, found.customer, of=of, level=level)  # stays within the scale, alike answers or not
+    if scaled.value is None:
+        return replace(scaled, unit="score")
+    value, low, high = (200.0 * (x or 0.0) - 100.0 for x in (scaled.value, scaled.low, scaled.high))
+    return replace(scaled, unit="score", value=value, low=low, high=high)
 
 
 def overview(record: Record, links: Links, *, reached: Figure, level: float) -> dict[str, Figure]:

@@ -165,7 +165,7 @@ def slope(gains: Floats, use: Floats, customers: Ints, *, by: Floats, of: str, l
     z = by - by.mean()
     moved = clustered(z * (use - use.mean()), customers, level=SURE)
     if not moved.low > 1e-12:
-        why = "it was used equally often by all so far, or by nobody's chance: wait"
+        why = "as far as chance goes, it was given equally often to all so far: wait"
         return missing(why, of=of, unit="change", n=len(gains))
     value = float(z @ gains) / len(use) / moved.value
     residuals = gains - gains.mean() - value * (use - use.mean())

@@ -370,7 +370,7 @@ def a_program_is_broken_before_customers_do_it(house: House) -> None:
     words = ("--premortem", "small", "--policy", "uniform", "--customers", "100", "--days", "14", "--replications", "1")
     found = msgspec.json.decode(house.run("simulate", *words, "--json"))
     hazards = {h["hazard"] for h in found["hazards"]}
-    assert {"fatigue", "budget shock", "drift", "outage"} <= hazards
+    assert {"fatigue", "budget shock", "drift", "outage", "gaming", "lost events"} <= hazards
     assert all(h["says"] for h in found["hazards"])
 
 
