@@ -198,7 +198,22 @@ def journey_values(
     days = statistics.days.sum(axis=(0, 2))
     courses = _courses(program, chain, _sums(weights, statistics.events), horizon=horizon, seen=days > 0)
     judged = _judged(courses, source="log", horizon=horizon, level=level)
-    return replace(judged, days=days, customers=int(statistics.customers.sum()))
+    moves = statistics.days.sum(axis=0)
+    drop_offs = _never_certain(judged.drop_offs, moves.sum(axis=1) - moves.diagonal(), level=level)
+    return replace(judged, drop_offs=drop_offs, days=days, customers=int(statistics.customers.sum()))
+
+
+def _never_certain(shares: Estimate, seen: Floats, *, level: float) -> Estimate:
+    """Widen shares (s,) that were 0 or 1 of all that was seen (s,), which no reweighting moves: Clopper-Pearson's end.
+
+    >>> nobody = Estimate(*np.zeros((3, 1)))
+    >>> _never_certain(nobody, np.array([59.0]), level=0.95).high.round(3).tolist()  # 1 - 0.05^(1/59)
+    [0.05]
+    """
+    unseen = (1.0 - level) ** (1.0 / np.maximum(seen, 1.0))
+    low = np.where((shares.low == 1.0) & (shares.high == 1.0), unseen, shares.low)
+    high = np.where((shares.low == 0.0) & (shares.high == 0.0), 1.0 - unseen, shares.high)
+    return Estimate(shares.value, low, high)
 
 
 def _weights(statistics: Statistics) -> Floats:

@@ -326,6 +326,10 @@ class _Dot(NamedTuple):
     tone: str = "candidate"
 
 
+_SEEN = 0.05
+"""The least span of a scale of shares: what is smaller is no difference to look at."""
+
+
 def _chart(dots: Iterable[_Dot], tell: Teller, *, line: float | None, says: str = "") -> Chart | None:
     """Lay out figures on one scale that shows the line too; what is not known is left to the text."""
     known = [d for d in dots if d.figure.value is not None]
@@ -333,6 +337,8 @@ def _chart(dots: Iterable[_Dot], tell: Teller, *, line: float | None, says: str 
         return None
     ends = [x for d in known for x in (d.figure.value, d.figure.low, d.figure.high) if x is not None]
     ends += [] if line is None else [line]
+    if known[0].figure.unit == "share" and max(ends) - min(ends) < _SEEN:
+        ends.append(min(ends) + _SEEN)
     low, high = min(ends), max(ends)
     margin = 0.04 * ((high - low) or 1.0)
     low, high = low - margin, high + margin
@@ -449,13 +455,13 @@ def _relevance(card: Scorecard, tell: Teller) -> tuple[Chart | None, list[str], 
     found = card.relevance
     if found is None:
         return None, [], []
-    titles = {row.stage: row.title for row in card.funnel}
+    titles = {row.stage: row.title for row in card.funnel} | {i.incentive: i.title for i in card.incentives}
     dots = [_Dot(titles.get(s.stage, s.stage), s.moved, "") for s in found.stages]
     known = [p for p in found.touch_points if p.moved.value is not None]
     most = sorted(known, key=lambda p: -(p.moved.value or 0.0))[:_SHOWN]
     rows = [
         (
-            f"{titles.get(p.stage, p.stage)}: {p.incentive}, {p.tone}",
+            f"{titles.get(p.stage, p.stage)}: {titles.get(p.incentive, p.incentive)}, {p.tone}",
             [_tile(p.chance, "offered", tell), _tile(p.moved, "moved by context", tell)],
         )
         for p in most
