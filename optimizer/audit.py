@@ -18,6 +18,7 @@ from optimizer.wording import (
     LONGEST_BODY,
     LONGEST_SUBJECT,
     overpromised,
+    promised,
     reading,
     undated,
     unfinished,
@@ -243,6 +244,9 @@ def _earns(p: Program, i: Incentive) -> Iterator[Finding]:
     if p.language == "en" and (i.cost or i.kind in ("monetary", "access", "recognition")) and undated(i.earns):
         mend = 'add it, such as "the same day" or "at once"'
         yield Finding("warning", f"{key}.earns", "does not say when the reward comes", mend)
+    for amount in promised(i.title, i.earns):
+        problem = f'promises {amount}, and what it earns says "{i.earns}"'
+        yield Finding("fault", f"{key}.title", problem, "mend the title or what the incentive earns")
     alike = not any(_relevant(p, i, message) for message in p.messages.get(i.name, {}).values())
     if alike and p.attributes and len(p.stages) > 1 and not i.retired:
         mend = f'name the stages that it is for, such as stages = ["{p.stages[0].name}"]'

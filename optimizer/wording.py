@@ -139,9 +139,13 @@ def overpromised(incentive: Incentive, message: Message) -> Iterator[str]:
     >>> list(overpromised(coupon, Message(subject="For you", body="Take 20 % off.", call_to_action="Use it")))
     ['20 %']
     """
-    declared = set(_sums(f"{incentive.title} {incentive.earns}"))
-    if declared:
-        yield from (amount for amount in _sums(f"{message.subject} {message.body}") if amount not in declared)
+    yield from promised(f"{message.subject} {message.body}", f"{incentive.title} {incentive.earns}")
+
+
+def promised(said: str, earned: str) -> Iterator[str]:
+    """Yield sums and percentages of a text that what is earned does not name, if it names any."""
+    declared = set(_sums(earned))
+    yield from (amount for amount in _sums(said) if declared and amount not in declared)
 
 
 def _sums(text: str) -> Iterator[str]:

@@ -344,6 +344,12 @@ def test_quiet_hours_that_swallow_every_timing_are_named_once() -> None:
     assert not [key for key in keys if key.startswith("timings")]
 
 
+def test_a_title_that_promises_more_than_is_earned_is_named() -> None:
+    text = SMALL_WINS.replace('earns = "15 % off one order', 'earns = "20 % off one order', 1)
+    found = {f.key: f for f in check(text, source="mine.toml").findings}
+    assert found["incentives[seven-day-discount].title"].problem.startswith("promises 15 %")
+
+
 def test_a_scarce_incentive_without_a_place_in_the_week_is_named() -> None:
     found = {f.key: f for f in check(TOML + "[guardrails]\nscarce_per_week = 0\n", source="small.toml").findings}
     assert found["guardrails.scarce_per_week"].severity == "fault"
