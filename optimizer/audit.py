@@ -1,7 +1,7 @@
 """Is a program fit to meet a customer? Every fault with its mend, and what each touch point has to offer."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
@@ -120,10 +120,15 @@ def check(text: str, *, source: str) -> Audit:
     draft = read_draft(text, source=source)
     faults = tuple(Found("fault", *f) for f in draft.faults)
     p = draft.program
-    if p is None or not all((p.stages, p.events, p.incentives, p.tones, p.timings)):
-        return Audit(source, p.name if p else "", p.version if p else "", faults)
+    if p is None:
+        return Audit(source, "", "", faults)
     audited = audit(p, source=source)
-    rest = tuple(f for f in audited.findings if draft.certain(f.key, f.problem, f.mend) and _new(f, draft.faults))
+    found = audited.findings
+    if not draft.has("stages", "events"):  # of a journey that is not there nothing can be said
+        found = tuple(f for f in _found(limits(p), wording(p), source=source) if f.severity != "note")
+    if not draft.has("stages", "events", "incentives", "tones", "timings"):
+        audited = Audit(source, p.name, p.version, ())
+    rest = tuple(f for f in found if draft.certain(f.key, f.problem, f.mend) and _new(f, draft.faults))
     return replace(audited, findings=_sorted(faults + rest))
 
 
@@ -140,16 +145,21 @@ def audit(program: Program, *, source: str = "") -> Audit:
         source: the file's name, for messages; the program's name where omitted.
     """
     source = source or f"{program.name}.toml"
-    found = chain(journey(program), levels(program), limits(program), wording(program))
+    parts = (journey(program), levels(program), limits(program), wording(program))
     return Audit(
         file=source,
         program=program.name,
         version=program.version,
-        findings=_sorted(tuple(Found(f.severity, source, *f[1:]) for f in dict.fromkeys(found))),
+        findings=_sorted(_found(*parts, source=source)),
         touches=tuple(touches(program)),
         messages=tuple(_legible(i, t, m) for i, t, m in _messages(program)),
         stages=tuple(_facts(program)),
     )
+
+
+def _found(*parts: Iterable[Finding], source: str) -> tuple[Found, ...]:
+    """Return the findings of some parts, each once."""
+    return tuple(Found(f.severity, source, *f[1:]) for f in dict.fromkeys(chain(*parts)))
 
 
 def _sorted(findings: tuple[Found, ...]) -> tuple[Found, ...]:
@@ -211,6 +221,7 @@ def wording(program: Program) -> Iterator[Finding]:
         yield from _manner(program, key, text, scarce=scarce)
     for i in program.incentives:
         yield from _earns(program, i)
+    yield from _strays(program)
     seen: dict[str, str] = {}
     for i, t, message in _messages(program):
         key = f"messages.{i.name}.{t.name}"
@@ -224,6 +235,16 @@ def wording(program: Program) -> Iterator[Finding]:
         if not any(open_in(i, s.name) and open_in(t, s.name) for s in program.stages) and not (i.retired or t.retired):
             problem = f"is never said: {i.name} and the tone {t.name} share no stage"
             yield Finding("note", key, problem, "open the tone to a stage of the incentive, or let it be")
+
+
+def _strays(p: Program) -> Iterator[Finding]:
+    """Yield what is wrong with the manner of messages whose incentive or tone is not declared, or misspelt."""
+    known = {(i.name, t.name) for i, t, _ in _messages(p)}
+    for incentive, said in p.messages.items():
+        for tone, message in said.items():
+            if (incentive, tone) not in known:
+                for field, part in msgspec.structs.asdict(message).items():
+                    yield from _manner(p, f"messages.{incentive}.{tone}.{field}", part, scarce=True)
 
 
 def _message(p: Program, key: str, i: Incentive, message: Message) -> Iterator[Finding]:

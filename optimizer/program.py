@@ -581,6 +581,12 @@ class Draft(NamedTuple):
     words: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
 
+    def has(self, *kinds: str) -> bool:
+        """Whether the program declares rows of each of these kinds, and none of them is made up."""
+        return self.program is not None and not any(
+            row.name == f"{UNNAMED}{kind}" for kind in kinds for row in getattr(self.program, kind)
+        )
+
     def certain(self, key: str, problem: str, mend: str) -> bool:
         """Whether a complaint is about what was read, not about what stands in for a fault that has been named."""
         near = any(_within(key, other) or _within(other, key) for other in self.keys)
@@ -603,8 +609,9 @@ def read_draft(text: str, *, source: str) -> Draft:
     if salvaged.read is None:
         return Draft(None, tuple(faults))
     whole = replace(salvaged.read, version=hashlib.sha256(text.encode()).hexdigest()[:16])
-    once = _without_repeats(whole)
-    draft = Draft(once, (), salvaged.keys, salvaged.words, salvaged.names)
+    once = _furnished(_without_repeats(whole))
+    made_up = frozenset(f"{UNNAMED}{key}" for key in _FURNITURE)
+    draft = Draft(once, (), salvaged.keys, salvaged.words | made_up, salvaged.names | made_up)
     for program in (whole,) if once is whole else (whole, once):
         faults += [Fault(source, *found) for found in contradictions(program) if draft.certain(*found)]
     return draft._replace(faults=tuple(dict.fromkeys(faults)))
@@ -618,6 +625,21 @@ def _without_repeats(program: Program) -> Program:
         if len(first := {row.name: row for row in reversed(rows)}) < len(rows):
             kept[key] = tuple(row for row in rows if row is first[row.name])
     return replace(program, **kept) if kept else program
+
+
+_FURNITURE: dict[str, tuple[Stage | Event | Incentive | Tone | Timing]] = {
+    "stages": (Stage(name=f"{UNNAMED}stages", title="-"),),
+    "events": (Event(name=f"{UNNAMED}events", kind="macro", value=1.0),),
+    "incentives": (Incentive(name=f"{UNNAMED}incentives", title="-", kind="content", earns="-"),),
+    "tones": (Tone(name=f"{UNNAMED}tones", title="-"),),
+    "timings": (Timing(name=f"{UNNAMED}timings", title="-", delay=Duration(0)),),
+}
+
+
+def _furnished(program: Program) -> Program:
+    """Return the program itself, or one with a row of each kind that it has none of: so that the rest can be judged."""
+    missing = {key: rows for key, rows in _FURNITURE.items() if not getattr(program, key)}
+    return replace(program, **missing) if missing else program
 
 
 def _within(key: str, other: str) -> bool:

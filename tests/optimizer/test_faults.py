@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from optimizer.audit import check
 from optimizer.programs import read
 
@@ -139,6 +141,17 @@ PLANTED = (
         "'facts' is not declared",
     ),
 )
+
+
+@pytest.mark.parametrize("section", ["stages", "events", "incentives", "tones", "timings"])
+def test_what_is_missing_altogether_hides_no_other_fault(section: str) -> None:
+    text = re.sub(rf"\[\[{section}\]\]\n(?:.+\n)+", "", FITNESS)
+    text = text.replace('"Five minutes are enough"', '"Hurry up"').replace("cap_per_day = 1", "cap_per_dy = 1")
+    found = check(text, source="mine.toml")
+    keys = [f.key for f in found.findings]
+    assert {section, "guardrails.cap_per_dy", "messages.five-minute-workout.encouraging.subject"} <= set(keys)
+    assert len(keys) < 10, "what follows from that is not told"
+    assert found.touches == ()
 
 
 def test_fifty_faults_in_one_text_are_all_named() -> None:
