@@ -28,6 +28,7 @@ _FREE = 1e3
 """The variance of what is balanced exactly, in variances of a reward."""
 
 _NONE = 1e-12
+_BLOCK = 65_536
 
 
 class Prior(NamedTuple):
@@ -75,7 +76,7 @@ def sums(rounds: Rounds, targets: Mapping[str, Floats]) -> Sums:
     >>> sums(rounds, {"always": np.array([[0.0, 1.0], [0.0, 1.0]])}).wanted["always"].tolist()
     [[0.0, 0.0], [2.0, 2.0]]
     """
-    z = _design(rounds)
+    z = _with_constant(rounds.contexts)
     k = rounds.probabilities.shape[1]
     drawn = np.zeros((k, z.shape[1], z.shape[1]))
     order = np.argsort(rounds.actions, kind="stable")
@@ -94,18 +95,24 @@ def weights(rounds: Rounds, found: Sums, space: ActionSpace) -> dict[str, dict[s
     gram = np.block([[design.gram(found.drawn), shared.T], [shared, np.diag(own)]])
     names = list(found.wanted)
     wanted = np.column_stack([_columns(design, found.wanted[name]) for name in names])
-    z, answers = _design(rounds), {name: dict[str, Floats]() for name in names}
+    answers = {name: {rung: np.empty(len(rounds)) for rung in PRIORS} for name in names}
+    coefficients = {}
     for rung, prior in PRIORS.items():
         solved = solve(gram + np.diag(1.0 / _variances(design, prior)), wanted, assume_a="pos")
         for column, name in enumerate(names):
             by_action = design.by_action(solved[: len(design.caution), column])
             by_action[1:, 0] += solved[len(design.caution) :, column]
-            answers[name][rung] = np.einsum("nj,nj->n", z, by_action[rounds.actions])
+            coefficients[name, rung] = by_action
+    for start in range(0, len(rounds), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        z, actions = _with_constant(rounds.contexts[rows]), rounds.actions[rows]
+        for (name, rung), by_action in coefficients.items():
+            answers[name][rung][rows] = np.einsum("nj,nj->n", z, by_action[actions])
     return answers
 
 
-def _design(rounds: Rounds) -> Floats:
-    return np.column_stack([np.ones(len(rounds)), rounds.contexts])
+def _with_constant(contexts: Floats) -> Floats:
+    return np.column_stack([np.ones(len(contexts)), contexts])
 
 
 def _shared(design: Design, drawn: Floats) -> Floats:

@@ -18,6 +18,7 @@ from optimizer.program import DAY
 from training.dataset import Dataset
 from training.intervals import Estimate, clustered
 from training.ope import SUM_TOLERANCE, Evidence
+from training.vectors import blocks
 
 Status = Literal["pass", "warn", "fail"]
 
@@ -45,11 +46,12 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 def vectors(rounds: Rounds) -> Check:
     """Check that every logged vector is a distribution over the allowed actions with the drawn action in it."""
-    p = rounds.probabilities
-    sums = p.sum(axis=1, dtype=np.float64)
-    wrong = ~((p >= 0) & (p <= 1 + SUM_TOLERANCE) & (rounds.allowed | (p == 0))).all(axis=1)
-    wrong |= ~(np.abs(sums - 1.0) <= SUM_TOLERANCE)
-    wrong |= ~(p[np.arange(len(p)), rounds.actions] > 0)
+    wrong = np.zeros(len(rounds), dtype=np.bool_)
+    for rows, part in blocks(rounds):
+        p = part.probabilities
+        broken = ~((p >= 0) & (p <= 1 + SUM_TOLERANCE) & (part.allowed | (p == 0))).all(axis=1)
+        broken |= ~(np.abs(p.sum(axis=1, dtype=np.float64) - 1.0) <= SUM_TOLERANCE)
+        wrong[rows] = broken | ~(p[np.arange(len(p)), part.actions] > 0)
     bad = int(wrong.sum())
     first = f"; the first is round {int(np.argmax(wrong))}" if bad else ""
     return Check(

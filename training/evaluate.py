@@ -25,8 +25,9 @@ from training.guardrail_prices import GuardrailPrice
 from training.intervals import Estimate, Interval, bootstraps, by_customer, clustered, gathered, likelihood
 from training.ope import dm, dr
 from training.propensities import Pair, Sensitivity, sensitivity
-from training.reading import BLOCK, REWARD, Frozen, Loggers, Reading, Seen, models_of, read
+from training.reading import REWARD, Frozen, Loggers, Reading, Seen, models_of, read
 from training.reward_model import RewardModel
+from training.vectors import blocks
 
 TODAY = "today"
 """The name of the logging policy as a target."""
@@ -251,8 +252,7 @@ def best_fixed(history: Dataset) -> str:
         return ""
     model = models_of(history, None)[REWARD]
     worth = np.full(space.k, -np.inf)
-    for start in range(0, len(rounds), BLOCK):
-        part = rounds.take(slice(start, start + BLOCK))
+    for _, part in blocks(rounds):
         q = model.predict(part)
         found = np.where(part.allowed, q, q[:, [HOLD]])[:, often].sum(axis=0)
         drawn = np.arange(len(part)), part.actions

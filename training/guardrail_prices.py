@@ -20,6 +20,7 @@ from training.dataset import Dataset
 from training.intervals import Estimate, by_customer, clustered
 from training.ope import dr, weigh
 from training.reward_model import RewardModel
+from training.vectors import chances, give_back
 
 Method = Literal["doubly robust", "sequential weights", "randomised by customer", "bounds"]
 
@@ -30,6 +31,7 @@ MOST = 4_000
 """Rounds on which stricter rules are priced: a policy is asked again for each rule."""
 
 _SMALLEST = 1e-9
+_BLOCK = 512
 
 
 class GuardrailPrice(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,18 +110,25 @@ def stricter(
             renormalised over what is left.
         level: of the intervals.
     """
-    part = dataset.take(slice(None, None, max(1, len(dataset) // MOST)))
-    q = model.predict(part.rounds)
-    now = vectors(part.rounds)
-    own = dr(weigh(part.rounds, now, q))
-    found = []
-    for rule in rules:
-        keeps = rule.still(part) & part.rounds.allowed
-        keeps[:, HOLD] = True
-        less = vectors(replace(part.rounds, allowed=keeps)) if asks else _left(now, keeps)
-        changed = clustered(dr(weigh(part.rounds, less, q)) - own, part.rounds.customers, level=level)
-        found.append(_priced(rule.rule, rule.change, "doubly robust", changed))
-    return found
+    read = np.arange(0, len(dataset), max(1, len(dataset) // MOST))
+    gains = np.empty((len(rules), len(read)))
+    for start in range(0, len(read), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        part = dataset.take(read[rows])
+        q = model.predict(part.rounds)
+        now = vectors(part.rounds)
+        own = dr(weigh(part.rounds, now, q))
+        for gain, rule in zip(gains, rules, strict=True):
+            keeps = rule.still(part) & part.rounds.allowed
+            keeps[:, HOLD] = True
+            less = vectors(replace(part.rounds, allowed=keeps)) if asks else _left(now, keeps)
+            gain[rows] = dr(weigh(part.rounds, less, q)) - own
+        give_back(dataset.rounds)
+    customers = dataset.rounds.customers[read]
+    return [
+        _priced(rule.rule, rule.change, "doubly robust", clustered(gain, customers, level=level))
+        for gain, rule in zip(gains, rules, strict=True)
+    ]
 
 
 def _left(vectors: Floats, keeps: Bools) -> Floats:
@@ -186,8 +195,7 @@ def _ratios(rounds: Rounds, rows: Ints, nudged: Bools, step: Ints, *, most: int)
     before: Ints = np.cumsum(nudged, dtype=np.intp) - nudged
     first = np.maximum.accumulate(np.where(step == 0, np.arange(len(step)), 0))
     sent: Ints = before - before[first]
-    chances = rounds.probabilities[rows].astype(np.float64)
-    hold = chances[:, HOLD] / chances.sum(axis=1)
+    hold = chances(rounds, HOLD)[rows]
     full = sent >= most
     ratios: Floats = np.where(~full, 1.0, np.where(nudged, 0.0, 1.0 / np.maximum(hold, _SMALLEST)))
     return ratios

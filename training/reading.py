@@ -1,6 +1,6 @@
 """What does one pass over the rounds leave? A few numbers a round and a few sums, whatever the length of the log."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,9 +13,7 @@ from training.diagnostics import Tally
 from training.ope import ESTIMATORS, Evidence, balanced, dr, rung, slope, weigh
 from training.pseudo_inverse import Lever, lever
 from training.reward_model import RewardModel
-
-BLOCK = 8_192
-"""Rounds worked on at a time: an (n, k) array of them is a few tens of megabytes."""
+from training.vectors import SIZE, give_back
 
 PAIRS_UP_TO = 20_000
 """Rounds up to which there are weights by pairs of levels: a third of a millisecond a round of 301 actions."""
@@ -100,18 +98,34 @@ class Reading:
     chosen: Floats
     ridged: Mapping[str, Floats] = field(default_factory=dict)
 
-    @classmethod
-    def merge(cls, parts: Sequence["Reading"]) -> "Reading":
-        return cls(
-            Evidence.concatenate([p.evidence for p in parts]),
-            {name: np.concatenate([p.factored[name] for p in parts]) for name in parts[0].factored},
-            {name: np.concatenate([p.events[name] for p in parts]) for name in parts[0].events},
-            np.concatenate([p.unsupported for p in parts]),
-            np.concatenate([p.costs for p in parts]),
-            np.concatenate([p.nudging for p in parts]),
-            sequence.Terms(*(np.concatenate([p.bounded[i] for p in parts]) for i in range(2))),
-            np.sum([p.chosen for p in parts], axis=0),
+    def room(self, rewards: Floats, drawn: Floats) -> "Reading":
+        """Return an empty reading like this one, for all rounds; what is the same for every target is given."""
+
+        def new() -> Floats:
+            return np.empty(len(rewards))
+
+        return Reading(
+            Evidence(new(), rewards, drawn, new()),
+            {name: new() for name in self.factored},
+            {name: new() for name in self.events},
+            new(),
+            new(),
+            new(),
+            sequence.Terms(new(), new()),
+            np.zeros_like(self.chosen),
         )
+
+    def fill(self, rows: slice, part: "Reading") -> None:
+        """Put the reading of a block into this one of all rounds."""
+        for ours, theirs in zip(self.columns(), part.columns(), strict=True):
+            ours[rows] = theirs
+        self.evidence.drawn[rows] = part.evidence.drawn
+        self.chosen[:] += part.chosen
+
+    def columns(self) -> list[Floats]:
+        """What it has of each round that differs from target to target."""
+        own = self.evidence.weights, self.evidence.expected, self.unsupported, self.costs, self.nudging
+        return [*own, *self.bounded, *self.factored.values(), *self.events.values()]
 
     def rungs(self) -> dict[str, Floats]:
         """DR terms (n,) under each kind of weight, from the least biased to the least spread."""
@@ -174,11 +188,12 @@ def read(
     people, codes = np.unique(dataset.rounds.customers, return_inverse=True)
     width = 1 + sum(space.shape)
     sums, sizes = np.zeros((len(people), width)), np.zeros((len(people), width))
-    parts: dict[str, list[Reading]] = {name: [] for name in targets}
+    readings: dict[str, Reading] = {}
+    drawn = np.empty(n)
     tallies: list[Tally] = []
     balances: list[balancing.Sums] = []
-    for start in range(0, n, BLOCK):
-        block = slice(start, start + BLOCK)
+    for start in range(0, n, SIZE):
+        block = slice(start, start + SIZE)
         part = dataset.take(block)
         q = {outcome: model.predict(part.rounds) for outcome, model in models.items()}
         prepared = _Prepared(
@@ -191,18 +206,20 @@ def read(
         )
         asked = {name: vectors(part.rounds) for name, vectors in targets.items()}
         for name, found in asked.items():
-            parts[name].append(_reading(part, found, prepared))
+            reading = _reading(part, found, prepared)
+            readings.setdefault(name, reading.room(dataset.rounds.rewards, drawn)).fill(block, reading)
         balances.append(balancing.sums(part.rounds, asked))
         terms = _contrasts(part.rounds, q[REWARD], space)
         known = np.isfinite(terms)
         np.add.at(sums, codes[block], np.where(known, terms, 0.0))
         np.add.at(sizes, codes[block], known)
         tallies.append(diagnostics.tally(part.rounds, space))
-        tick(min(start + BLOCK, n), n)
+        give_back(dataset.rounds)
+        tick(min(start + SIZE, n), n)
     counts = sum(tallies[1:], start=tallies[0])
     ridged = balancing.weights(dataset.rounds, sum(balances[1:], start=balances[0]), space)
-    readings = {name: replace(Reading.merge(found), ridged=ridged[name]) for name, found in parts.items()}
-    return Seen(readings, sums, sizes, counts.drawn, counts)
+    whole = {name: replace(reading, ridged=ridged[name]) for name, reading in readings.items()}
+    return Seen(whole, sums, sizes, counts.drawn, counts)
 
 
 def _levers(rounds: Rounds, space: ActionSpace, *, pairs: bool) -> dict[str, Lever]:

@@ -67,7 +67,7 @@ def test_a_paired_difference_is_surer_than_two_values_apart(result: Evaluation) 
 
 
 def test_reading_in_blocks_changes_nothing(result: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "BLOCK", 700)
+    monkeypatch.setattr(reading, "SIZE", 700)
     calls: list[tuple[str, int, int]] = []
     again = evaluate(WORLD.dataset, targets(), progress=lambda *told: calls.append(told))
     for score in again.scores:

@@ -1,0 +1,57 @@
+"""Where do the vectors of a long log lie? In a file of their own: a block at a time is in memory.
+
+A million rounds of 301 actions have 1.5 GB of probabilities and masks. All that reads them goes through them by
+`blocks`, and what was read is given back.
+"""
+
+import mmap
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from optimizer.actions import Floats
+from optimizer.policy import Rounds
+
+SIZE = 4_096
+"""Rounds worked on at a time: an (n, k) array of them is ten megabytes."""
+
+LARGE = 1 << 28
+"""Bytes from which an array has a file of its own."""
+
+
+def room(shape: tuple[int, int], dtype: npt.DTypeLike, *, large: int = LARGE) -> npt.NDArray[np.generic]:
+    """Return an array of zeros (n, k), in a file without a name where it is large.
+
+    >>> type(room((2, 3), np.float32)).__name__, type(room((2, 3), np.float32, large=1)).__name__
+    ('ndarray', 'memmap')
+    """
+    if np.dtype(dtype).itemsize * shape[0] * shape[1] < large:
+        return np.zeros(shape, dtype=dtype)
+    with tempfile.TemporaryFile(prefix="nudge-vectors-") as file:  # it goes with the last that reads it
+        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+
+def blocks(rounds: Rounds, *, size: int = SIZE) -> Iterator[tuple[slice, Rounds]]:
+    """Yield rounds a block at a time, with where they are."""
+    for start in range(0, len(rounds), size):
+        rows = slice(start, start + size)
+        yield rows, rounds.take(rows)
+        give_back(rounds)
+
+
+def give_back(rounds: Rounds) -> None:
+    """Let go of what was read of vectors in a file: it is there again when it is asked for."""
+    for array in (rounds.probabilities, rounds.allowed):
+        mapped = getattr(array, "_mmap", None)
+        if isinstance(mapped, mmap.mmap):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def chances(rounds: Rounds, action: int) -> Floats:
+    """Shape (n,): the probability of one action, as the draw normalised it."""
+    found = np.empty(len(rounds))
+    for rows, part in blocks(rounds):
+        found[rows] = part.probabilities[:, action] / part.probabilities.sum(axis=1, dtype=np.float64)
+    return found
