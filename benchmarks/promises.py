@@ -15,13 +15,13 @@ from optimizer.programs import read
 from simulations import comparison
 from simulations.comparison import Spread, ratio
 
-CUSTOMERS, DAYS, REPLICATIONS = 1_000, 90, 4
+CUSTOMERS, DAYS, REPLICATIONS = 600, 90, 5
 FIRST_SEED = 101
 KEPT = Path("var") / "benchmarks"
 PLAYED = {
+    "fatigue": ("hold", "clicks", "thompson", "patient"),
     "calibrated": ("hold", "fixed", "thompson", "patient", "best"),
     "pairwise": ("hold", "fixed", "thompson", "patient", "best"),
-    "fatigue": ("hold", "clicks", "thompson", "patient"),
 }
 NAMES = {
     "hold": "no nudge",
@@ -105,7 +105,7 @@ def _row(
         ours=x.value,
         peer=None,
         peer_name=None,
-        unit="times",
+        unit=f"times, {len(found)} replications",
         ratio=None,
         target=f"at least {least:g}" if least is not None else f"at most {most:g}",
         met=x.value >= least if least is not None else most is not None and x.value <= most,

@@ -35,8 +35,6 @@ START = 1_767_571_200.0
 REPLICATIONS, CUSTOMERS, DAYS = 20, 500, 17
 FIRST_SEED = 500
 KEPT = Path("var") / "benchmarks"
-ENOUGH = 10
-"""Trusted estimates from which on a world's coverage is a row of its own."""
 
 
 class Judged(TypedDict):
@@ -142,11 +140,11 @@ def rows(*, worlds: Sequence[str], replications: int, customers: int, days: int,
 
 def _coverage(name: str, found: Sequence[Judged]) -> Iterator[Row]:
     trusted = [j["off"] <= 1.0 for j in found if j["trusted"]]
-    if len(trusted) < ENOUGH:
-        print(f"{name}: {len(trusted)} of {len(found)} estimates were trusted", flush=True)
+    if not trusted:
+        print(f"{name}: none of {len(found)} estimates was trusted", flush=True)
         return
     # 95 % less three standard errors of so many: one false alarm in 700 worlds.
-    least = 0.95 - 3.0 * float(np.sqrt(0.95 * 0.05 / len(trusted)))
+    least = max(0.95 - 3.0 * float(np.sqrt(0.95 * 0.05 / len(trusted))), 0.0)
     what = f"{name}: coverage of {len(trusted)} trusted estimates of {len(found)}"
     yield _row(what, float(np.mean(trusted)), least=least)
 

@@ -392,8 +392,23 @@ def _segment(ours: Sequence[_One], held: Sequence[_One] | None, *, attribute: st
     )
 
 
-def table(found: Comparison) -> list[dict[str, object]]:
-    """Return a comparison as rows for a terminal: a policy in a world a row."""
+def table(found: Comparison) -> list[dict[str, object]] | dict[str, object]:
+    """Return a comparison as rows for a terminal: a policy in a world each; beside them trials that were run."""
+    trials = [
+        {
+            "world": p.world,
+            "figure": m.figure,
+            "published": m.published,
+            "here": m.ours,
+            "near": "yes" if m.met else "no",
+        }
+        for p in found.worlds
+        for m in p.moments
+    ]
+    return {"policies": _policies(found), "trials": trials} if trials else _policies(found)
+
+
+def _policies(found: Comparison) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for one in (compared for played in found.worlds for compared in played.policies):
         m = one.measured
@@ -402,10 +417,12 @@ def table(found: Comparison) -> list[dict[str, object]]:
                 "world": one.world,
                 "policy": one.policy,
                 "reward": said(m.reward),
-                "conversion": said(m.conversion, percent=True),
+                "macro": said(m.macro, percent=True),
+                "goal": said(m.conversion, percent=True),
                 "messages": said(m.messages),
                 "opted_out": said(m.opted_out, percent=True),
                 "cost": said(m.cost),
+                "momentum": said(m.momentum),
                 "regret": said(m.regret),
                 **{f"active_{key}": said(x, percent=True) for key, x in m.retention.items()},
             }
@@ -418,8 +435,11 @@ def figures(found: Comparison) -> dict[str, float]:
     flat: dict[str, float] = {}
     for one in (compared for played in found.worlds for compared in played.policies):
         m = one.measured
-        plain = {k: getattr(m, k) for k in ("reward", "conversion", "macro", "messages", "opted_out", "cost", "regret")}
-        for key, x in {**plain, **{k.replace(" ", "_"): v for k, v in m.retention.items()}}.items():
+        kinds = ("reward", "conversion", "macro", "messages", "opted_out", "cost", "momentum", "regret")
+        plain = {k: getattr(m, k) for k in kinds}
+        by_day = {k.replace(" ", "_"): v for k, v in m.retention.items()}
+        by_stage = {f"onward/{k}": v for k, v in m.stages.items()}
+        for key, x in {**plain, **by_day, **by_stage}.items():
             flat[f"{one.world}/{Path(one.policy).name}/{key}"] = x.value
     return flat
 

@@ -10,6 +10,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Te
 
 from simulations.comparison import Against, Compared, Comparison, Played, Segment, Spread
 from simulations.fitting import Fitted
+from simulations.moments import REPLAYS
 from simulations.premortem import Premortem
 from training.report import money
 
@@ -71,6 +72,7 @@ def html(found: Comparison, *, command: str) -> str:
         charts=lambda played: _charts(found, played),
         promises=promises,
         stages=found.stages,
+        replays=REPLAYS,
         segments=_segments,
         said=_said,
         percent=_percent,
@@ -138,6 +140,10 @@ def promises(played: Played) -> list[Promise]:
             for day, kept in a.retention_ratio.items()
             if day == "day 90"
         ]
+    if told and not any("day 90" in one.text for one in told):
+        told.append(
+            Promise("Retention at day 90 was not measured: ask for --days 90, and beside --policy hold.", "warn")
+        )
     return told
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
+from scipy.special import ndtri
 
 from optimizer.actions import HOLD, ActionSpace, Bools, Floats
 from optimizer.policy import Rounds
 from optimizer.program import DAY
 from policies.thompson import Thompson
+from simulations.burden import CAUTION
 from training.reward_model import fold_of
 
 _LEAST = 0.02
@@ -26,7 +28,10 @@ HALF_LIFE = 7 * DAY
 
 
 class Confirmed(NamedTuple):
-    """What came true on held-out customers: `constant` for any nudge, and `share` of what was promised for it."""
+    """What came true on held-out customers: `constant` for any nudge, and `share` of what was promised for it.
+
+    The constant is what a nudge brings at least, with a confidence of `CAUTION`: a nudge has to be worth it.
+    """
 
     constant: float = 0.0
     share: float = 1.0
@@ -75,7 +80,7 @@ class Patient:
 
 
 def confirmed(halves: Sequence[Thompson], rounds: Rounds) -> Confirmed:
-    """Return how much of what two policies promise came true for customers whom they have not seen.
+    """Return how much of what two policies promise came true, at least, for customers whom they have not seen.
 
     Rewards are regressed on the nudge less its chance, and on the gain that was promised for what was drawn less its
     mean over what could be: centred, so that a poor model of what happens by itself does no harm. Recent rounds count
@@ -96,5 +101,9 @@ def confirmed(halves: Sequence[Thompson], rounds: Rounds) -> Confirmed:
         promised[rows] = gains[np.arange(len(rows)), some.actions] - (gains * chances).sum(axis=1)
     recent = np.exp2((rounds.at - rounds.at.max()) / (2.0 * HALF_LIFE))  # the square root of each round's weight
     design = np.column_stack([rounds.contexts, nudged, promised]) * recent[:, None]
-    constant, share = np.linalg.lstsq(design, rounds.rewards * recent, rcond=None)[0][-2:].tolist()
-    return Confirmed(constant, float(np.clip(share, _LEAST, 1.0)))
+    bread = np.linalg.pinv(design.T @ design)
+    found = bread @ (design.T @ (rounds.rewards * recent))
+    scores = design @ bread[:, -2] * (rounds.rewards * recent - design @ found)
+    error = float(np.sqrt((np.bincount(rounds.customers, weights=scores) ** 2).sum()))  # customers are the unit
+    constant, share = found[-2:].tolist()
+    return Confirmed(constant - float(ndtri(CAUTION)) * error, float(np.clip(share, _LEAST, 1.0)))
