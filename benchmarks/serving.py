@@ -342,7 +342,7 @@ def tails(bench: Bench) -> Iterator[Row]:
         peer_name=EMPTY,
         unit="ms",
         ratio=statistics.median(ours / empty for ours, empty in found),
-        target="shown: two fsynced turns of the store against none",
+        target="shown: a decision waits for the batch under way, then for two turns of the store, one of them fsynced",
         met=True,
     )
 

@@ -105,15 +105,20 @@ def paused(home: Path) -> Iterator[Server]:
             os.kill(server.pid, signal.SIGCONT)
 
 
-async def test_a_store_that_hangs_costs_no_more_than_the_time_allowed(home: Path, paused: Server) -> None:
-    async with asking(settings(home, paused.url, batch=2)) as client:  # one after the other they would take seconds
+async def test_a_store_that_hangs_costs_no_more_than_the_time_allowed(
+    home: Path, paused: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asking(settings(home, paused.url, batch=2)) as client:
         await client.decide("ada")
         assert paused.pid is not None
         os.kill(paused.pid, signal.SIGSTOP)
         started = time.monotonic()
         asked = [client.ask("POST", "/v1/decide", {**BODY, "customer_id": f"c{i}"}) for i in range(50)]
         replies = await asyncio.gather(*asked)
-        assert time.monotonic() - started < 3.0
+        # Those who found the store hanging waited for it, half a second each; of the 25 batches most were spared that.
+        waited = [r for r in caplog.records if r.message == "store failed while deciding"]
+        assert 1 <= len(waited) <= 8
+        assert time.monotonic() - started < 2.0 + 0.5 * len(waited)
         assert all(r.status == 200 and r.json["degraded"] for r in replies)
         refused = await client.ask("POST", "/v1/outcomes", OUTCOME)
         assert refused.status == 503

@@ -59,13 +59,13 @@ async def test_a_store_of_the_older_layout_is_migrated_when_it_is_opened(store: 
     names = [f"c{i}" for i in range(1_200)]
     await active(store, *names[:3])
     await decide(store, *names, action="hold", decision_id="d1")
-    for name in names:
-        await store.command("HDEL", records.customer_key(store.shard(name), name), "seen")
+    keys = [records.customer_key(store.shard(name), name) for name in names]
+    await store.commands([("HDEL", key, "seen") for key in keys])
     await store.command("HSET", records.global_key("layout"), "version", 1)
     before = await log(store)
     async with await Store.open(server.url) as again:
         assert await store.command("HGET", records.global_key("layout"), "version") == b"%d" % records.LAYOUT
-        assert None not in [await seen(again, name) for name in names]
+        assert None not in await again.commands([("HGET", key, "seen") for key in keys])
         assert await log(again) == before
         assert await decide(again, "c0", decision_id="d2") == ["committed"]
 
@@ -165,7 +165,7 @@ async def _until_refused(client: Client) -> set[str]:
     """Report until it is refused; return what was accepted."""
     accepted: set[str] = set()
     for turn in range(2_000):
-        names = [f"o{turn}-{i}" for i in range(50)]
+        names = [f"o{turn}-{i}".ljust(128, "x") for i in range(50)]
         body = [{"outcome_id": n, "program": "small", "customer_id": "ada", "event": "step"} for n in names]
         reply = await client.ask("POST", "/v1/outcomes", body)
         if reply.status == 503:
