@@ -4,6 +4,9 @@ Exposure: how likely a customer is to be nudged, where a nudge was allowed at al
 promotion take away is not the policy's doing. Incremental value: what the policy brings over holding, by doubly robust
 terms. The gate fails only on what an interval shows, at a level wide enough for all the comparisons made; what merely
 looks uneven is a warning.
+
+The ratio of exposure between groups is fairlearn's. Jurity would add a second way to the same ratio (its disparate
+impact); neither has intervals clustered by customer or values that rest on propensities, so those are our own.
 """
 
 from collections.abc import Mapping, Sequence
