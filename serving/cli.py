@@ -23,8 +23,11 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, ConnectionError) as error:
-            click.echo(f"nudge: {error}", err=True)
+        except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
+            said = str(error)
+            if isinstance(error, OSError) and error.filename:  # [Errno 2] tells nobody what to type
+                said = f"{error.filename}: {error.strerror}; name another place"
+            click.echo(f"nudge: {said}", err=True)
             sys.exit(2)
 
 

@@ -73,6 +73,11 @@ def test_on_a_narrow_terminal_every_key_is_whole_and_reading_ease_is_shown(
     assert "ease" in said.stdout
 
 
+def test_a_file_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path) -> None:
+    said = nudge("program", "show", "small-wins", "--map", "nowhere/map.html", home=tmp_path, code=2)
+    assert "nowhere/map.html: No such file or directory; name another place" in said
+
+
 def test_a_new_program_passes_the_check_and_names_each_fault_by_its_row(tmp_path: Path) -> None:
     nudge("program", "new", "mine", home=tmp_path)
     file = tmp_path / "mine.toml"
