@@ -43,8 +43,8 @@ JUDGED = ("thompson", "squarecb")
 MAIN = (("linear", "additive"), ("linear", "pairwise"))
 """Where a policy must win, not only keep up."""
 
-HALF_LIFE = 30.0 * 1_000
-"""Seconds; the forgetting model's: 1,000 decisions of the linear worlds."""
+HALF_LIFE = 30.0 * 500
+"""Seconds; the forgetting model's: 500 decisions of the linear worlds."""
 
 BASE_RATE = 10.0 * BURDEN
 """Mean reward under hold in the linear world `null`, where a nudge costs a tenth of it."""
@@ -291,7 +291,7 @@ def harmless(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
 def recovering(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
     """Decisions until 90 % of the best is regained after tastes turned round, with and without forgetting."""
     taken = []
-    for label, half_life in (("thompson forgetting", HALF_LIFE), ("thompson", None)):
+    for label, half_life in ((f"thompson half-life {HALF_LIFE:g}", HALF_LIFE), ("thompson", None)):
         cells = [Cell("linear", "change", label, seed, decisions) for seed in seeds]
         if kept and not all(regret.kept(cell).exists() for cell in cells):
             return []

@@ -26,7 +26,8 @@ from optimizer.policy import Rounds
 from optimizer.program import Exploration
 from policies import KINDS
 
-OURS = ("thompson", "squarecb", "greedy")
+MADE_OF = ("compiled", "factored", "ladders", "layout", "model", "posterior", "squarecb", "thompson")
+"""The modules that what our judged learners choose depends on."""
 
 
 class Learner(Protocol):
@@ -129,7 +130,7 @@ def _world_code(family: str, name: str, _learner: str, seed: int, decisions: int
 @cache
 def _code() -> str:
     """Return a hash of what our learners are made of."""
-    return _hashed((HERE.parent / "policies").glob("*.py"))
+    return _hashed(HERE.parent / "policies" / f"{name}.py" for name in MADE_OF)
 
 
 @cache

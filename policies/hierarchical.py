@@ -52,7 +52,7 @@ class Hierarchical(Kept):
         segments: Sequence[str] | None = None,
         slopes: Sequence[str] | None = None,
         members: int = 128,
-        boldness: float = 0.25,
+        boldness: float = 0.1,
         half_life: float | None = None,
     ) -> None:
         for what, given in (("segments", segments), ("slopes", slopes)):

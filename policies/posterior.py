@@ -19,10 +19,10 @@ EXPECTED = np.array([0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.1, 0.1, 0.1, 
 STRENGTH = 0.25
 """How many parameters' worth of evidence `EXPECTED` is."""
 
-DOUBT = 0.01
+DOUBT = 0.001
 """Odds, before any data, that the levels of reward mislead about one group of effects."""
 
-_MOST_STEPS, _CLOSE = 50, 1e-4
+_MOST_STEPS, _FEW_STEPS, _CLOSE = 50, 3, 1e-3
 _LARGEST_LOG = 500.0
 
 
@@ -59,7 +59,9 @@ class Posterior:
         freedom: how many parameters the data have determined.
         n: the weight of the rounds behind it.
         fingerprint: of those rounds.
-        trust: how far it was believed that differences between customers tell of effects, 0 to 1.
+        trust: how far it was believed that differences between customers tell of effects, 0 to 1: what a round counts
+            in the joint regression.
+        rest: what a round counts in the centred one.
     """
 
     prior: Prior
@@ -71,6 +73,7 @@ class Posterior:
     n: float
     fingerprint: int
     trust: float
+    rest: float
 
 
 class _Moments(NamedTuple):
@@ -87,7 +90,7 @@ def fit(statistics: Statistics) -> Posterior:
 
     Prior scales and noise are those of greatest marginal likelihood (MacKay 1992, eq. 4.10), under a weak prior that
     keeps a group from vanishing while the data say little about it. The regression on levels of reward counts by the
-    weight `trust`, the centred one by the rest: their sum is at most one round a round.
+    weight `trust`, the centred one by the rest, less as its noise is larger: their sum is at most one round a round.
     """
     import scipy.linalg  # noqa: F401  (brings a BLAS of its own, which is limited only if it is there)
 
@@ -102,8 +105,10 @@ def _fit(s: Statistics) -> Posterior:
     start = _Scales((EXPECTED * spread) ** 2, spread**2)
     found = _scales(joint, start, groups=s.layout.groups, expected=start)
     met = s.uu / np.multiply.outer(units, units)
-    trust = _trust(joint, centred, found, groups=s.layout.groups, met=met)
-    moments = _mixed(joint, centred, trust=trust)
+    alone = found._replace(noise=_noise_alone(centred, found, groups=s.layout.groups))
+    trust = _trust(joint, centred, found, alone=alone, groups=s.layout.groups, met=met)
+    rest = (1.0 - trust) * found.noise / alone.noise
+    moments = _mixed(joint, centred, trust=trust, rest=rest)
     found = _scales(moments, found, groups=s.layout.groups, expected=start)
     mean, covariance = _solve(moments, variances=found.variances[s.layout.groups], noise=found.noise)
     return Posterior(
@@ -116,6 +121,7 @@ def _fit(s: Statistics) -> Posterior:
         n=moments.n,
         fingerprint=s.fingerprint,
         trust=trust,
+        rest=rest,
     )
 
 
@@ -140,15 +146,28 @@ def _scales(moments: _Moments, start: _Scales, *, groups: Ints, expected: _Scale
     return _Scales(variances, noise)
 
 
-def _trust(joint: _Moments, centred: _Moments, scales: _Scales, *, groups: Ints, met: Floats) -> float:
+def _noise_alone(centred: _Moments, scales: _Scales, *, groups: Ints) -> float:
+    """Return the variance of the reward around the centred regression: that of the joint one at least.
+
+    More, while the policy changes: its baseline knows the customer, not that what is sent has become better.
+    """
+    noise = scales.noise
+    for _ in range(_FEW_STEPS):
+        mean, covariance = _solve(centred, variances=scales.variances[groups], noise=noise)
+        known = float(_known(covariance, groups, variances=scales.variances).sum())
+        noise = max(_noise(centred, mean=mean, known=known, expected=scales.noise), scales.noise)
+    return noise
+
+
+def _trust(joint: _Moments, centred: _Moments, scales: _Scales, *, alone: _Scales, groups: Ints, met: Floats) -> float:
     """Return the probability that the levels of reward tell of effects what the centred regression tells.
 
     Both say what each feature of the nudges that were sent was worth to those who were sent it: `met` (p, p), the sums
-    of u u'. Where the baseline is right, they differ by chance alone, by no more than the centred one errs (Hausman
+    of u u'. Where the baseline is right, they differ by chance, by no more than the centred one errs (Hausman
     1978). Where it is wrong, some group of features differs by more: by how much more is what makes it likeliest.
     """
     variances = scales.variances[groups]
-    within, covariance = _solve(centred, variances=variances, noise=scales.noise)
+    within, covariance = _solve(centred, variances=variances, noise=alone.noise)
     gap = within - _solve(joint, variances=variances, noise=scales.noise)[0]
     odds = 0.0
     for group in np.unique(groups):
@@ -164,8 +183,7 @@ def _trust(joint: _Moments, centred: _Moments, scales: _Scales, *, groups: Ints,
     return float(1.0 / (1.0 + DOUBT * odds))
 
 
-def _mixed(joint: _Moments, centred: _Moments, *, trust: float) -> _Moments:
-    rest = 1.0 - trust
+def _mixed(joint: _Moments, centred: _Moments, *, trust: float, rest: float) -> _Moments:
     return _Moments(
         trust * joint.zz + rest * centred.zz,
         trust * joint.ze + rest * centred.ze,

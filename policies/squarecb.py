@@ -41,7 +41,7 @@ class SquareCB(Kept):
 
     name: ClassVar[str] = "squarecb"
 
-    def __init__(self, space: ActionSpace, *, scale: float = 25.0, half_life: float | None = None) -> None:
+    def __init__(self, space: ActionSpace, *, scale: float = 100.0, half_life: float | None = None) -> None:
         if not (np.isfinite(scale) and scale > 0):
             raise ValueError(f"scale must be positive, got {scale!r}; `greedy` is what it tends to")
         self.space = space

@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from optimizer.actions import HOLD, ActionSpace, Bools, Floats, Floats32, Ints
+from optimizer.floor import spread
 from optimizer.policy import Rounds
 from policies.compiled import compile_loops, filled, plain
 from policies.factored import Statistics, summarise
@@ -25,8 +26,9 @@ class Thompson(Kept):
     """Each of `members` draws from the posterior votes for its best action; shares of the votes are probabilities.
 
     The draws are made when learning, by a generator keyed by the rounds, so serving holds no chance and the logged
-    propensity is exact (Thompson 1933; committee in place of one draw a decision). Not for effects that
-    are far from linear in the context: see `boosted`.
+    propensity is exact (Thompson 1933; committee in place of one draw a decision). Before any round, and where nothing
+    has a price, no nudge is likelier than another: all are spread evenly, as so few draws would not. Not for effects
+    that are far from linear in the context: see `boosted`.
 
     Args:
         space: the actions and features.
@@ -48,7 +50,7 @@ class Thompson(Kept):
     name: ClassVar[str] = "thompson"
 
     def __init__(
-        self, space: ActionSpace, *, members: int = 128, boldness: float = 0.25, half_life: float | None = None
+        self, space: ActionSpace, *, members: int = 128, boldness: float = 0.1, half_life: float | None = None
     ) -> None:
         if members < FEWEST_MEMBERS:
             raise ValueError(f"members = {members!r}: a committee needs at least {FEWEST_MEMBERS} to be exact enough")
@@ -68,6 +70,8 @@ class Thompson(Kept):
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
+        if not self.model.n and not prices.any():
+            return spread(self.space, allowed)
         x = self.model.layout.design(contexts)
         shape, ladders = self.space.shape, self.model.ladders
         counted = votes(self._weights, x, sizes=shape, allowed=allowed, prices=prices, ladders=ladders)

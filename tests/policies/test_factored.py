@@ -13,7 +13,7 @@ from policies.layout import layout
 from policies.posterior import committee, fit
 from policies.squarecb import SquareCB
 from policies.thompson import Thompson
-from tests.checks import SPACE, contexts, logged
+from tests.checks import BEST, SPACE, contexts, logged, truth
 
 ONE = ActionSpace(("badge",), ("warm",), ("now",), features=("bias",))
 """Hold and one nudge, whose effect is the sum of seven parameters: nudge, three levels, three pairs."""
@@ -47,16 +47,17 @@ def test_posterior_after_three_rounds_is_the_one_worked_out_by_hand() -> None:
     The baseline of each customer is a ridge of weight 1 over the other two: (0+2)/3, (1+2)/3 and (1+0)/3, which leaves
     1/3, -1 and 5/3. Centred features are 1-0.5, 0-0.5 and 1-0.5, so sum g e = 1/6 + 1/2 + 5/6 = 3/2 and sum g g = 3/4.
     Jointly with a baseline of the same ridge over all: sum g g = 2 - 2x2/(3+1) = 1 and sum g r = 3 - 2x3/(3+1) = 3/2.
-    At trust t these are mixed, to 3/2 and W = 3/4 + t/4. The effect is a sum of seven parameters with prior variances
-    adding up to V, so its posterior is Gaussian with mean V (3/2) / (s + V W) and variance V s / (s + V W), where s is
-    the noise variance.
+    A round counts t in the one and u in the other, so these add up to R = 3 (t + u) / 2 and W = t + 3 u / 4. The effect
+    is a sum of seven parameters with prior variances adding up to V, so its posterior is Gaussian with mean
+    V R / (s + V W) and variance V s / (s + V W), where s is the noise variance.
     """
     posterior = fit(summarise(ONE, three_rounds()))
     v = (posterior.prior.scales**2)[layout(ONE).groups].sum()
     s = posterior.noise**2
-    w = 0.75 + 0.25 * posterior.trust
-    assert 0.9 < posterior.trust <= 1.0
-    assert posterior.mean.sum() == pytest.approx(v * 1.5 / (s + v * w), rel=1e-9)
+    t, u = posterior.trust, posterior.rest
+    r, w = 1.5 * (t + u), t + 0.75 * u
+    assert 0.9 < t <= t + u <= 1.0
+    assert posterior.mean.sum() == pytest.approx(v * r / (s + v * w), rel=1e-9)
     assert posterior.covariance.sum() == pytest.approx(v * s / (s + v * w), rel=1e-9)
     assert posterior.baseline == pytest.approx([(1 + 0 + 2) / (3 + 1)])
 
@@ -197,8 +198,31 @@ def test_a_wrong_baseline_is_found_out_where_only_one_level_follows_it(seed: int
     biased = replace(rounds, probabilities=p.astype(np.float32), actions=actions, rewards=rewards)
     policy = Greedy(SPACE)
     policy.learn(biased)
-    assert fit(policy.model.statistics).trust < 1e-3
+    posterior = fit(policy.model.statistics)
+    assert posterior.trust < 1e-3
+    assert 0.5 < posterior.trust + posterior.rest < 1.0  # the centred one counts instead, less as its noise is larger
     assert np.abs(policy.effects(contexts(200, seed=1)).mean(axis=0)).max() < 0.15
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_that_a_policy_has_become_better_is_no_reason_to_distrust_levels(seed: int) -> None:
+    """At first all nudges, then mostly the best: what the centred regression leaves to chance is the change itself."""
+    early, late = logged(300, seed=seed), logged(3_000, seed=seed + 50)
+    best = SPACE.index(BEST)
+    late = late.take(np.flatnonzero(late.allowed[:, best]))
+    p = np.where(np.arange(SPACE.k) == best, 0.9, 0.0) + 0.1 * late.probabilities
+    rng = np.random.default_rng([seed, 2])
+    actions = (np.cumsum(p, axis=1) < rng.random((len(p), 1))).sum(axis=1)
+    late = replace(late, probabilities=p.astype(np.float32), actions=actions)
+    both = summarise(SPACE, _rewarded(early, rng)) + summarise(SPACE, _rewarded(late, rng))
+    assert fit(both).trust > 0.9
+
+
+def _rewarded(rounds: Rounds, rng: np.random.Generator) -> Rounds:
+    """Return rounds whose nudges are worth five times what they are in the made-up world."""
+    x, a = rounds.contexts, np.arange(len(rounds))
+    gains = 5.0 * (truth(x) - 1.0 - x[:, 3:4])[a, rounds.actions]
+    return replace(rounds, rewards=x[:, 3] + gains + 0.3 * rng.normal(size=len(a)))
 
 
 def test_prior_scales_are_found_from_the_rounds() -> None:
