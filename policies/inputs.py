@@ -50,7 +50,13 @@ def check_rounds(space: ActionSpace, rounds: Rounds) -> None:
     if not np.isfinite(rounds.at).all():
         row = int(np.argmin(np.isfinite(rounds.at)))
         raise ValueError(f"at: row {row} is {rounds.at[row]}, expected seconds since the epoch")
-    propensities = rounds.probabilities[np.arange(n), rounds.actions]
+    _check_draws(rounds)
+
+
+def _check_draws(rounds: Rounds) -> None:
+    """Raise ValueError, naming the row, unless each vector is a distribution that its action may come from."""
+    each = np.arange(len(rounds))
+    propensities = rounds.probabilities[each, rounds.actions]
     totals = rounds.probabilities.sum(axis=1)
     wrong = ~((propensities > 0) & (np.abs(totals - 1) < 1e-3))  # the vectors are float32
     if wrong.any():
@@ -58,6 +64,18 @@ def check_rounds(space: ActionSpace, rounds: Rounds) -> None:
         raise ValueError(
             f"probabilities: row {row} sums to {totals[row]:g} and gives {propensities[row]:g} to the action that "
             "was drawn; expected the whole vector that the action was drawn from"
+        )
+    if len(rounds) and rounds.probabilities.min() < 0.0:
+        row = int(np.argmin(rounds.probabilities.min(axis=1)))
+        raise ValueError(
+            f"probabilities: row {row} holds {rounds.probabilities[row].min():g}, expected shares of 0 or more"
+        )
+    blocked = ~rounds.allowed[each, rounds.actions]
+    if blocked.any():
+        row = int(np.argmax(blocked))
+        raise ValueError(
+            f"actions: row {row} drew action {rounds.actions[row]}, which its mask blocks; "
+            "expected the mask that it was drawn under"
         )
 
 

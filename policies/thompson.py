@@ -70,12 +70,13 @@ class Thompson(Kept):
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
-        if not self.model.n and not prices.any():
-            return spread(self.space, allowed)
         x = self.model.layout.design(contexts)
         shape, ladders = self.space.shape, self.model.ladders
-        counted = votes(self._weights, x, sizes=shape, allowed=allowed, prices=prices, ladders=ladders)
-        return counted / self.members
+        shares = votes(self._weights, x, sizes=shape, allowed=allowed, prices=prices, ladders=ladders) / self.members
+        if not self.model.n:
+            free = ~np.broadcast_to(prices, allowed.shape).any(axis=1)
+            shares[free] = spread(self.space, allowed[free])
+        return shares
 
     def effects(self, contexts: Floats) -> Floats:
         """Return the expected gain (n, k) of each action over hold, in reward units."""

@@ -329,9 +329,15 @@ def refuses_rounds_it_cannot_learn_from(name: str, folder: Path) -> None:
     before = _probabilities(policy)
     rewards, p, x = rounds.rewards.copy(), rounds.probabilities.copy(), rounds.contexts.copy()
     rewards[7], p[8], x[9, 3] = np.nan, 0.0, np.inf
+    negative, allowed = rounds.probabilities.copy(), rounds.allowed.copy()
+    other = 1 if rounds.actions[4] != 1 else 2
+    negative[4, [other, rounds.actions[4]]] += np.float32([-1.0, 1.0])
+    allowed[5, rounds.actions[5]] = False
     for broken, message in (
         (replace(rounds, rewards=rewards), "row 7"),
         (replace(rounds, probabilities=p), "row 8 sums to 0"),
+        (replace(rounds, probabilities=negative), "row 4 holds -"),
+        (replace(rounds, allowed=allowed), "row 5 drew action .* which its mask blocks"),
         (replace(rounds, contexts=x), "row 9, column 'momentum'"),
         (replace(rounds, actions=np.full(20, SPACE.k)), f"row 0 is {SPACE.k}, expected 0 to {SPACE.k - 1}"),
     ):

@@ -113,3 +113,14 @@ def test_settings_out_of_range_are_refused() -> None:
         Thompson(SPACE, members=16)
     with pytest.raises(ValueError, match=r"boldness must be positive, got 0\.0; use greedy"):
         Thompson(SPACE, boldness=0.0)
+
+
+def test_before_any_round_nudges_without_a_price_are_even_and_others_are_voted_on() -> None:
+    """Row by row, whatever the rest of the batch costs."""
+    x, allowed = contexts(3, seed=1), np.ones((3, SPACE.k), dtype=np.bool_)
+    prices = np.zeros((3, SPACE.k))
+    prices[1, 1:] = 99.0
+    p = Thompson(SPACE).probabilities(x, allowed, prices)
+    even = np.append(0.0, np.full(SPACE.k - 1, 1.0 / (SPACE.k - 1)))
+    assert p[[0, 2]] == pytest.approx(np.array([even, even]))
+    assert p[1].tolist() == np.eye(SPACE.k)[0].tolist()
