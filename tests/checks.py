@@ -331,7 +331,7 @@ def refuses_rounds_it_cannot_learn_from(name: str, folder: Path) -> None:
     rewards[7], p[8], x[9, 3] = np.nan, 0.0, np.inf
     negative, allowed = rounds.probabilities.copy(), rounds.allowed.copy()
     other = 1 if rounds.actions[4] != 1 else 2
-    negative[4, [other, rounds.actions[4]]] += np.float32([-1.0, 1.0])
+    negative[4, [other, rounds.actions[4]]] += np.array([-1.0, 1.0], dtype=np.float32)
     allowed[5, rounds.actions[5]] = False
     for broken, message in (
         (replace(rounds, rewards=rewards), "row 7"),

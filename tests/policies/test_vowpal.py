@@ -5,14 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from optimizer.actions import ActionSpace
+from benchmarks import results
+from optimizer.actions import ActionSpace, Floats
 from policies.factored import summarise
 from policies.layout import layout
-from policies.vowpal import Vowpal, actions, features, shared
+from policies.vowpal import Vowpal, actions, features, parse, shared
 from tests.checks import SPACE, contexts, logged, masks
 
 ODD = ActionSpace(
@@ -43,13 +45,42 @@ def test_compiled_probabilities_are_those_of_vw(arguments: str, space: ActionSpa
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("arguments", ["--squarecb --gamma_scale 100", "--epsilon 0.1", "--bag 5 --epsilon 0.1"])
-def test_compiled_probabilities_are_those_of_vw_ten_thousand_times(arguments: str, tmp_path: Path) -> None:
-    """To 1e-5 in each of 10,000 random contexts and masks."""
-    _is_equal(arguments, SPACE, tmp_path, asked=10_000)
+def test_compiled_probabilities_are_those_of_vw_ten_thousand_times(tmp_path: Path) -> None:
+    """To 1e-5 in 10,000 random contexts and masks of each kind, but where VW's own arithmetic in float32 is coarser.
+
+    What was found is left in `benchmarks/results/vowpal.json`: how many rows are beyond 1e-5, and by how much.
+    """
+    rows = []
+    for arguments in ("--squarecb", "--squarecb --gamma_scale 100", "--epsilon 0.1", "--bag 5 --epsilon 0.1"):
+        off, coarse = _apart(arguments, SPACE, tmp_path, asked=10_000)
+        assert (off < 1e-5 + coarse).all()
+        for said, ours, unit, met in (
+            ("rows beyond 1e-5", int((off >= 1e-5).sum()), "rows", not (off >= 1e-5).any()),
+            ("largest difference", float(off.max()), "probability", bool(off.max() < 1e-5)),
+        ):
+            name = f"compiled VW beside VW, {arguments}: {said} of {len(off):,}"
+            target = "0" if unit == "rows" else "< 1e-5"
+            rows.append(
+                results.Row(
+                    name=name, ours=ours, peer=None, peer_name=None, unit=unit, ratio=None, target=target, met=met
+                )
+            )
+    results.write("vowpal", rows)
 
 
 def _is_equal(arguments: str, space: ActionSpace, folder: Path, *, asked: int) -> None:
+    off, _ = _apart(arguments, space, folder, asked=asked)
+    assert off.max() < 1e-5
+
+
+class Apart(NamedTuple):
+    """By row (n,): how far probabilities are apart, and how far rounding costs to float32 as VW does may move them."""
+
+    off: Floats
+    coarse: Floats
+
+
+def _apart(arguments: str, space: ActionSpace, folder: Path, *, asked: int) -> Apart:
     from vowpalwabbit import Workspace
 
     policy = Vowpal(space, arguments=arguments)
@@ -60,11 +91,18 @@ def _is_equal(arguments: str, space: ActionSpace, folder: Path, *, asked: int) -
     named = layout(space)
     columns, lines = features(named), actions(named)
     compiled = policy.probabilities(x, allowed, np.zeros(space.k))
+    off = np.empty(asked)
     for row, p in zip(range(len(x)), compiled, strict=True):
         context = shared(columns, named.design(x[row : row + 1])[0])
         predicted = workspace.predict([context, *(lines[a] for a in np.flatnonzero(allowed[row]))])
-        assert np.abs(p[allowed[row]] - predicted).max() < 1e-5
+        off[row] = np.abs(p[allowed[row]] - predicted).max()
     workspace.finish()
+    told = parse(arguments)
+    gamma = told.gamma_scale * 300**told.gamma_exponent if told.explore == "squarecb" else 0.0
+    largest = float(np.abs(policy.packed().arrays["parameters"]).max()) * np.abs(x).sum(axis=1)  # of a cost's terms
+    second = np.sort(compiled, axis=1)[:, -2]  # dp = gamma p^2 dcost
+    coarse: Floats = gamma * second**2 * np.finfo(np.float32).eps * largest
+    return Apart(off, coarse)
 
 
 @pytest.mark.parametrize(
