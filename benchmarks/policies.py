@@ -2,7 +2,8 @@
 
 301 actions, one core. Vowpal Wabbit is used as its documentation says: `cb_explore_adf`, a text line for each allowed
 action, predict, then learn with cost and probability. Regret is measured in `regret.py`; what is found is kept under
-`var/`, so a run that was stopped goes on, and `--kept` reports what there is.
+`var/`, so a run that was stopped goes on, and `--kept` reports what there is; `--parts speed` measures speed again and
+leaves the rows of regret as they are.
 """
 
 import os
@@ -13,7 +14,7 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from typing import NamedTuple, Protocol
 
@@ -24,7 +25,7 @@ from vowpalwabbit import Workspace
 
 from benchmarks import peers, regret
 from benchmarks.regret import Cell, Lost
-from benchmarks.results import FOLDER, Row, write
+from benchmarks.results import FOLDER, Row, read, write
 from benchmarks.worlds import BURDEN, SPACE, names
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.events import draw, draws
@@ -39,12 +40,18 @@ from policies.thompson import Thompson
 from policies.vowpal import Vowpal, actions, features, shared
 
 FLAGS = "--quiet --noconstant --cb_explore_adf -q xh -q xi -q xt -q xm -q it -q im -q tm"
+PARTS = ("speed", "regret")
 JUDGED = ("thompson", "squarecb")
 MAIN = (("linear", "additive"), ("linear", "pairwise"))
 """Where a policy must win, not only keep up."""
 
 HALF_LIFE = 30.0 * 500
 """Seconds; the forgetting model's: 500 decisions of the linear worlds."""
+
+FORGETTING = f"thompson half-life {HALF_LIFE:g}"
+
+ALSO = ("mabwiser LinTS, alpha 0.1",)
+"""Settings of the grid that stand in the table beside the defaults."""
 
 BASE_RATE = 10.0 * BURDEN
 """Mean reward under hold in the linear world `null`, where a nudge costs a tenth of it."""
@@ -195,27 +202,25 @@ def learning(rounds_asked: int) -> list[Row]:
 # Regret
 
 
+Played = Mapping[int, Lost]
+"""What a learner lost, by seed."""
+
+
 def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequence[str]) -> list[Row]:
-    """Mean regret a decision over seeds, ours untuned, each peer at its default and at the best of its grid."""
+    """Mean regret a decision, ours untuned, beside each peer at its default and the best of all grids.
+
+    Each pair is compared over the seeds that both have played: how many is said in the row.
+    """
     rows: list[Row] = []
     for family, name in sorted(names(families), key=lambda pair: pair not in MAIN):
         find = partial(_lost, family, name, seeds=seeds, decisions=decisions, kept=kept)
         grid = {label: lost for label in _tried(family) if (lost := find(label))}
-        if not grid:
-            continue
         wanted = (0.5, 0.75) if (family, name) in MAIN else (1.05, 1.05)
-        for kind in JUDGED:
+        for kind in JUDGED if grid else ():
             ours = find(kind)
-            if not ours:
-                continue
-            for peer, said, most in _against(grid, *wanted):
-                rows += _compared(
-                    f"{kind}: regret, {family} {name} world, seeds {len(seeds)}",
-                    ours,
-                    grid[peer],
-                    peer=f"{peer} ({said})",
-                    most=most,
-                )
+            beside = {label: lost for label, lost in grid.items() if lost.keys() & ours.keys()}
+            for peer, said, most in _against(ours, beside, *wanted):
+                rows += _compared(f"{kind}: regret, {family} {name} world", ours, grid[peer], peer, said, most)
     return rows
 
 
@@ -227,42 +232,55 @@ def _tried(family: str) -> list[str]:
     return [label for label, s in regret.settings().items() if s.label in few]
 
 
-def _against(grid: dict[str, list[Lost]], default: float, tuned: float) -> list[tuple[str, str, float]]:
-    """Return the best peer among the defaults, and the best of all, with what is wanted."""
-    first = {s.peer: label for label, s in reversed(regret.settings().items()) if label in grid}
-    defaults = min(first.values(), key=lambda label: _mean(grid[label], "regret"))
-    best = min(grid, key=lambda label: _mean(grid[label], "regret"))
-    return [(defaults, "best default", default), (best, "best of grid", tuned)]
+def _against(ours: Played, grid: Mapping[str, Played], default: float, tuned: float) -> list[tuple[str, str, float]]:
+    """Return the best peer of all, the best at its default, and every other at its default, with what is wanted."""
+    hardest = sorted(grid, key=lambda label: _ratio(ours, grid[label], "regret"), reverse=True)
+    firsts = {s.peer: label for label, s in reversed(regret.settings().items())}.values()
+    defaults = [label for label in hardest if label in firsts]
+    said = [(label, "default" if at else "best default", default) for at, label in enumerate(defaults)]
+    said += [(label, "stated setting", default) for label in ALSO if label in grid]
+    return [*said, *((label, "best of grid", tuned) for label in hardest[:1])]
 
 
-def _lost(family: str, name: str, label: str, *, seeds: Sequence[int], decisions: int, kept: bool) -> list[Lost] | None:
-    """Return what a learner lost under each seed; None where it is absent, or, of what is kept, not complete."""
-    cells = [Cell(family, name, label, seed, decisions) for seed in seeds]
-    if kept and not all(regret.kept(cell).exists() for cell in cells):
-        return None
+def _lost(family: str, name: str, label: str, *, seeds: Sequence[int], decisions: int, kept: bool) -> Played:
+    """Return what a learner lost under each seed: none where it is absent, and of what is kept, what there is."""
+    cells = {seed: Cell(family, name, label, seed, decisions) for seed in seeds}
+    if kept:
+        cells = {seed: cell for seed, cell in cells.items() if regret.kept(cell).exists()}
     if label in regret.settings() and regret.settings()[label].peer != peers.VW and peers.environment() is None:
-        return None
-    found = [regret.found(cell) for cell in cells]
-    print(f"  {family} {name}: {label}: {_mean(found, 'regret'):.4f}", flush=True)
+        return {}
+    found = {seed: regret.found(cell, make=_making(label)) for seed, cell in cells.items()}
+    if found:
+        print(f"  {family} {name}: {label}: {_mean(found, 'regret'):.4f} over {len(found)} seeds", flush=True)
     return found
 
 
-def _mean(found: Sequence[Lost], what: str) -> float:
-    return float(np.mean([getattr(lost, what) for lost in found]))
+def _making(label: str) -> Callable[[ActionSpace], Learner] | None:
+    return partial(Thompson, half_life=HALF_LIFE) if label == FORGETTING else None
 
 
-def _compared(name: str, ours: Sequence[Lost], theirs: Sequence[Lost], *, peer: str, most: float) -> list[Row]:
-    parts = (("with floor", "regret"), ("net of it", "net"))
+def _mean(found: Played, what: str, among: Played | None = None) -> float:
+    """Return the mean over the seeds that another has played too."""
+    return float(np.mean([getattr(lost, what) for seed, lost in found.items() if among is None or seed in among]))
+
+
+def _ratio(ours: Played, theirs: Played, what: str) -> float:
+    return _mean(ours, what, theirs) / _mean(theirs, what, ours)
+
+
+def _compared(name: str, ours: Played, theirs: Played, peer: str, said: str, most: float) -> list[Row]:  # noqa: PLR0917
+    seeds = len(ours.keys() & theirs.keys())
+    parts = [("with floor", "regret"), ("net of it", "net")][: 2 if said.startswith("best") else 1]
     return [
         _row(
-            f"{name}, {said}",
-            ours=_mean(ours, part),
-            peer=_mean(theirs, part),
-            peer_name=peer,
+            f"{name}, seeds {seeds}, {how}",
+            ours=_mean(ours, part, theirs),
+            peer=_mean(theirs, part, ours),
+            peer_name=f"{peer} ({said})",
             unit="reward",
             most=most,
         )
-        for said, part in parts
+        for how, part in parts
     ]
 
 
@@ -274,9 +292,9 @@ def harmless(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
         if not lost:
             continue
         value = BASE_RATE - _mean(lost, "regret")
-        rate = float(np.mean([np.mean(one.nudged) for one in lost]))
+        rate = float(np.mean([np.mean(one.nudged) for one in lost.values()]))
         row = _row(
-            f"{kind}: value, null world",
+            f"{kind}: value, null world, seeds {len(lost)}",
             ours=value,
             peer=BASE_RATE,
             peer_name="always hold",
@@ -284,20 +302,20 @@ def harmless(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
             most=np.inf,
         )
         rows += [Row(**{**row, "target": ">= 0.95", "met": value >= 0.95 * BASE_RATE})]
-        rows.append(_bound(f"{kind}: nudge rate, null world", ours=rate, unit="share", most=1.0))
+        rows.append(_bound(f"{kind}: nudge rate, null world, seeds {len(lost)}", ours=rate, unit="share", most=1.0))
     return rows
 
 
 def recovering(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
     """Decisions until 90 % of the best is regained after tastes turned round, with and without forgetting."""
-    taken = []
-    for label, half_life in ((f"thompson half-life {HALF_LIFE:g}", HALF_LIFE), ("thompson", None)):
-        cells = [Cell("linear", "change", label, seed, decisions) for seed in seeds]
-        if kept and not all(regret.kept(cell).exists() for cell in cells):
-            return []
-        lost = [regret.found(cell, make=partial(Thompson, half_life=half_life)) for cell in cells]
-        taken.append(float(np.mean([regained(one) for one in lost])))
-    name, peer = "thompson forgetting: decisions to regain 90 % after the change", "thompson without (at most the run)"
+    find = partial(_lost, "linear", "change", seeds=seeds, decisions=decisions, kept=kept)
+    ours, without = find(FORGETTING), find("thompson")
+    both = ours.keys() & without.keys()
+    if not both:
+        return []
+    taken = [float(np.mean([regained(played[seed]) for seed in both])) for played in (ours, without)]
+    name = f"{FORGETTING} s: decisions to regain 90 % after the change, seeds {len(both)}"
+    peer = "thompson without (at most the run)"
     return [_row(name, ours=taken[0], peer=taken[1], peer_name=peer, unit="decisions", most=0.5)]
 
 
@@ -310,20 +328,26 @@ def regained(lost: Lost) -> float:
 
 
 def chart(seeds: Sequence[int], *, decisions: int) -> None:
-    """Draw regret as it adds up in the additive and the pairwise world, from what is kept."""
+    """Draw regret as it adds up in the additive and the pairwise world, from what is kept: best at the bottom."""
     mpl.use("agg")
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained")
+    labels = [*JUDGED, *_tried("linear")]
+    colours = dict(zip(labels, mpl.colormaps["tab20"](np.linspace(0.0, 1.0, len(labels))), strict=True))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), layout="constrained", sharey=True)
     for axis, (family, name) in zip(axes, MAIN, strict=True):
-        for label in (*JUDGED, *_tried(family)):
-            cells = [Cell(family, name, label, seed, decisions) for seed in seeds]
-            if not all(regret.kept(cell).exists() for cell in cells):
+        for label in labels:
+            lost = _lost(family, name, label, seeds=seeds, decisions=decisions, kept=True)
+            if not lost:
                 continue
-            lost = np.mean([regret.found(cell).floored for cell in cells], axis=0)
-            style = {"linewidth": 2.5} if label in JUDGED else {"linewidth": 1.0, "alpha": 0.7}
-            axis.plot(500 * np.arange(1, len(lost) + 1), 500 * np.cumsum(lost), label=label, **style)
-        axis.set(title=f"{name} world", xlabel="decisions", ylabel="cumulative regret, with floor")
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+            mean = np.mean([one.floored for one in lost.values()], axis=0)
+            style = {"linewidth": 3.0, "zorder": 3} if label in JUDGED else {"linewidth": 1.2}
+            said = label if len(lost) == len(seeds) else f"{label} (fewer seeds)"
+            at = 500 * np.arange(1, len(mean) + 1)
+            axis.plot(at, 500 * np.cumsum(mean), label=said, color=colours[label], **style)
+        axis.set(title=f"{name} world", xlabel="decisions")
+    axes[0].set_ylabel("cumulative regret, with floor")
+    found = dict(zip(*reversed(axes[1].get_legend_handles_labels()), strict=True))
+    found |= dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(FOLDER / "policies.png", dpi=110)
     plt.close(figure)
 
@@ -357,18 +381,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=1_000_000, help="learned for the rate")
     parser.add_argument("--families", nargs="*", default=["linear", "simulated"], choices=["linear", "simulated"])
     parser.add_argument("--kept", action="store_true", help="play nothing: report what is kept")
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS, help="rows of the other stay as they are")
     parser.add_argument("--name", default="policies", help="of the results")
     told = parser.parse_args(arguments)
     seeds = range(1, told.seeds + 1)
     if peers.environment() is None:
         print(f"absent: gittins, mabwiser, bayesianbandits: {peers.absence()}")
     play = {"decisions": told.decisions, "kept": told.kept}
-    rows = [*choosing(12), *choosing(30), *learning(told.rounds)]
-    rows += losing(seeds, **play, families=told.families)
-    rows += [*harmless(seeds, **play), *recovering(seeds, **play)]
-    write(told.name, rows)
-    if told.name == "policies":
+    earlier = read()[told.name]["rows"] if told.name in read() else []
+    speed = [row for row in earlier if not _is_of_regret(row)]
+    lost = [row for row in earlier if _is_of_regret(row)]
+    if "speed" in told.parts:
+        speed = [*choosing(12), *choosing(30), *learning(told.rounds)]
+    if "regret" in told.parts:
+        lost = losing(seeds, **play, families=told.families)
+        lost += [*harmless(seeds, **play), *recovering(seeds, **play)]
+    write(told.name, [*speed, *lost])
+    if told.name == "policies" and "regret" in told.parts:
         chart(seeds, decisions=told.decisions)
+
+
+def _is_of_regret(row: Row) -> bool:
+    return any(word in row["name"] for word in ("regret", "null world", "regain"))
 
 
 if __name__ == "__main__":
