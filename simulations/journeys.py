@@ -191,6 +191,11 @@ class Journey:
         return np.array(asks + [False] * (len(self.events) - len(asks)))
 
     @cached_property
+    def requesting_milestones(self) -> Bools:
+        """Shape (milestones,): which ask for a decision once they are reached."""
+        return np.array([m.requests_decision for m in self.program.milestones], dtype=np.bool_)
+
+    @cached_property
     def keeps(self) -> Bools:
         """Shape (e, s): which events keep each streak that has events of its own."""
         named = [[name in m.streak_of for m in self.program.streaks] for name in self.events]
@@ -335,7 +340,7 @@ def _follow(population: Population, journey: Journey, state: State, happened: Ha
     steps = happened.take(journey.steps[event])
     _step(population, journey, state, steps)
     new = reached(population, state, who=who, at=at) & ~before
-    asks = journey.requests[event] | (new & [m.requests_decision for m in population.program.milestones]).any(axis=1)
+    asks = journey.requests[event] | (new & journey.requesting_milestones).any(axis=1)
     state.triggered[who] = np.where(asks, np.maximum(at, state.triggered[who]), state.triggered[who])
 
 
