@@ -1,7 +1,8 @@
 """How does Vowpal Wabbit choose? It learns here, and its weights are read out: served as arrays, without VW.
 
-Rounds are learned by `--cb_explore_adf`, each as its drawn action alone, with the probability `p x allowed actions` (at
-most 1): the weight that VW gives the round when it is shown all actions, without parsing 300 of them.
+Rounds are learned by `--cb_explore_adf`. Of its ways to learn, `--cb_type mtr` is told the drawn action alone, with the
+probability `p x allowed actions` (at most 1): the weight that VW gives the round when it is shown all actions, without
+parsing 300 of them. `ips` and `dr` learn from all allowed actions, which are parsed. SquareCB has `mtr` alone.
 """
 
 import shlex
@@ -25,6 +26,8 @@ from policies.posterior import Weights, effects, weights
 from policies.saved import Array, Kept, Saved
 from policies.squarecb import Scale, weigh
 
+CB_TYPES = ("mtr", "ips", "dr")
+
 _FNV_PRIME = 16_777_619
 """VW's hash of a pair of features is `(prime x first) xor second`."""
 
@@ -40,7 +43,6 @@ _REFUSED = {
     "--cover": "its members are weighted by state that cannot be read out; use --bag",
     "--softmax": "its probabilities follow the unit of reward; use --squarecb",
     "--greedify": "use --bag without it, so that members vote",
-    "--cb_type": "only mtr learns from the drawn action alone; leave it out",
     "--first_only": "ties are shared evenly here, as VW does by default; leave it out",
 }
 
@@ -54,6 +56,7 @@ class Arguments(NamedTuple):
         gamma_scale, gamma_exponent: of SquareCB: gaps count `scale x learned rounds ** exponent`.
         members: of a bag; 1 otherwise.
         bits: of the hash.
+        cb_type: `mtr`, `ips` or `dr`: how costs are learned.
     """
 
     explore: str
@@ -62,6 +65,7 @@ class Arguments(NamedTuple):
     gamma_exponent: float
     members: int
     bits: int
+    cb_type: str
 
 
 class Learned(NamedTuple):
@@ -139,7 +143,7 @@ class Vowpal(Kept):
     Args:
         space: the actions and features.
         arguments: VW's own: one of `--squarecb`, `--epsilon e` and `--bag n`, with `--gamma_scale`, `--gamma_exponent`,
-            `-l`, `--power_t`, `--l1`, `--l2`, `-b`, `--random_seed`. Those with known faults are refused.
+            `--cb_type`, `-l`, `--power_t`, `--l1`, `--l2`, `-b`, `--random_seed`. Those with known faults are refused.
 
     >>> space = ActionSpace(("badge",), ("warm",), ("now",), features=("bias",))
     >>> policy = Vowpal(space, arguments="--epsilon 0.1")
@@ -183,7 +187,7 @@ class Vowpal(Kept):
         with TemporaryDirectory() as folder:
             workspace = self._workspace(Path(folder))
             named = layout(self.space)
-            for lines in examples(named, rounds):
+            for lines in examples(named, rounds, alone=self._told.cb_type == "mtr"):
                 workspace.learn(lines)
             learned = _read_out(workspace, named, self._told)
             workspace.save(str(Path(folder) / "learned"))
@@ -241,7 +245,9 @@ def parse(arguments: str) -> Arguments:
     Traceback (most recent call last):
     ValueError: --elim is refused: with --squarecb it gives negative probabilities; leave it out
     """
-    given = dict(_flags(arguments))
+    words = dict(_flags(arguments))
+    cb_type = str(words.pop("cb_type", "mtr"))
+    given = {name: float(value) for name, value in words.items()}
     explore: list[str] = [name for name in ("squarecb", "bag") if name in given]
     explore = explore or ["epsilon"]
     if len(explore) > 1 or (explore == ["epsilon"] and "epsilon" not in given):
@@ -253,7 +259,11 @@ def parse(arguments: str) -> Arguments:
         gamma_exponent=given.get("gamma_exponent", 0.5),
         members=int(given.get("bag", 1)),
         bits=int(given.get("bit_precision", 18)),
+        cb_type=cb_type,
     )
+    kinds = ("mtr",) if told.explore == "squarecb" else CB_TYPES
+    if cb_type not in kinds:
+        raise ValueError(f"--cb_type {cb_type}: expected {' or '.join(kinds)} with --{told.explore}")
     if told.explore == "squarecb" and told.epsilon:
         raise ValueError("--epsilon goes with --bag or alone: under --squarecb VW does not use it")
     if not (0 <= told.epsilon <= 1 and told.gamma_scale > 0 and 1 <= told.members <= 64 and 8 <= told.bits <= 28):
@@ -262,12 +272,12 @@ def parse(arguments: str) -> Arguments:
 
 
 _SUPPORTED = (
-    "squarecb", "epsilon", "bag", "gamma_scale", "gamma_exponent", "learning_rate", "power_t", "l1", "l2",
+    "squarecb", "epsilon", "bag", "cb_type", "gamma_scale", "gamma_exponent", "learning_rate", "power_t", "l1", "l2",
     "bit_precision", "random_seed",
 )  # fmt: skip
 
 
-def _flags(arguments: str) -> Iterator[tuple[str, float]]:
+def _flags(arguments: str) -> Iterator[tuple[str, float | str]]:
     words = [word for part in shlex.split(arguments) for word in part.split("=", 1)]
     while words:
         flag = {"-l": "--learning_rate", "-b": "--bit_precision"}.get(words[0], words[0])
@@ -277,20 +287,28 @@ def _flags(arguments: str) -> Iterator[tuple[str, float]]:
         name = flag.removeprefix("--")
         if name not in _SUPPORTED or flag == name:
             raise ValueError(f"{flag} is not supported; use {', '.join('--' + s for s in _SUPPORTED)}")
+        if name == "cb_type":
+            yield name, words.pop(0) if words else ""
+            continue
         try:
             yield name, 1.0 if name == "squarecb" else float(words.pop(0))
         except (IndexError, ValueError):
             raise ValueError(f"{flag} needs a number, as in `{flag} 0.5`") from None
 
 
-def examples(named: Layout, rounds: Rounds) -> Iterator[list[str]]:
-    """Yield each round as VW's text: the shared context, and the drawn action with cost and probability."""
+def examples(named: Layout, rounds: Rounds, *, alone: bool) -> Iterator[list[str]]:
+    """Yield each round as VW's text: the shared context, and the drawn action with cost and probability.
+
+    Either the drawn action `alone`, at the weight that it has among all allowed, or among them.
+    """
     columns, parts = features(named), actions(named)
     x = named.design(rounds.contexts)
-    shares = np.minimum(rounds.propensities * rounds.allowed.sum(axis=1), 1.0)
-    rows = zip(x, rounds.actions.tolist(), rounds.rewards.tolist(), shares.tolist(), strict=True)
-    for context, action, reward, share in rows:
-        yield [shared(columns, context), f"0:{-reward!r}:{share!r} {parts[action]}"]
+    shares = np.minimum(rounds.propensities * (rounds.allowed.sum(axis=1) if alone else 1), 1.0)
+    rows = zip(x, rounds.actions.tolist(), rounds.rewards.tolist(), shares.tolist(), rounds.allowed, strict=True)
+    for context, action, reward, share, allowed in rows:
+        told = f"0:{-reward!r}:{share!r} {parts[action]}"
+        shown = [action] if alone else np.flatnonzero(allowed).tolist()
+        yield [shared(columns, context), *(told if a == action else parts[a] for a in shown)]
 
 
 def features(named: Layout) -> list[str]:
@@ -315,14 +333,15 @@ def actions(named: Layout) -> list[str]:
 
 
 def _read_out(workspace: Any, named: Layout, told: Arguments) -> Learned:
-    stride = 1 << (told.members - 1).bit_length()  # members of a bag lie side by side, to the next power of two
+    each = 2 if told.cb_type == "dr" else 1  # dr keeps what it corrects the costs by beside them
+    stride = 1 << (each * told.members - 1).bit_length()  # members of a bag lie side by side, to a power of two
     mask = (1 << told.bits) - 1
 
     def place(space: str, feature: str) -> int:
         return int(workspace.hash_feature(feature, workspace.hash_space(space))) * stride
 
     def cost(at: int) -> list[float]:
-        return [workspace.get_weight((at & mask) + member) for member in range(told.members)]
+        return [workspace.get_weight((at & mask) + each * member) for member in range(told.members)]
 
     columns = [place("x", c) for c in features(named)]
     levels = {"nudge": place("h", "hold")}

@@ -14,7 +14,7 @@ from benchmarks import results
 from optimizer.actions import ActionSpace, Floats
 from policies.factored import summarise
 from policies.layout import layout
-from policies.vowpal import Vowpal, actions, features, parse, shared
+from policies.vowpal import CB_TYPES, Vowpal, actions, features, parse, shared
 from tests.checks import SPACE, contexts, logged, masks
 
 ODD = ActionSpace(
@@ -35,12 +35,25 @@ ODD = ActionSpace(
         "--bag 2",
         "--bag 3 --epsilon 0.2",
         "--bag 5 --epsilon 0.1 --random_seed 7",
+        "--epsilon 0.1 --cb_type ips",
+        "--epsilon 0.1 --cb_type dr",
+        "--bag 3 --epsilon 0.1 --cb_type ips",
+        "--bag 3 --epsilon 0.1 --cb_type=dr",
     ],
 )
 @pytest.mark.parametrize("space", [SPACE, ODD], ids=["plain", "odd"])
 def test_compiled_probabilities_are_those_of_vw(arguments: str, space: ActionSpace, tmp_path: Path) -> None:
     """Over 200 random contexts and masks, to 1e-5; with 12 bits many of the features share a weight."""
     _is_equal(arguments, space, tmp_path, asked=200)
+
+
+KEPT_TO = (
+    "--squarecb",
+    "--squarecb --gamma_scale 100",
+    "--squarecb --gamma_scale 1000 -l 0.1",
+    *(f"{explore} --cb_type {kind}" for explore in ("--epsilon 0.1", "--bag 5 --epsilon 0.1") for kind in CB_TYPES),
+)
+"""What is compared with VW ten thousand times: each way to explore with each way to learn, and what is served."""
 
 
 @pytest.mark.soak
@@ -51,7 +64,7 @@ def test_compiled_probabilities_are_those_of_vw_ten_thousand_times(tmp_path: Pat
     What was found is left in `benchmarks/results/vowpal.json`: how many rows are beyond 1e-5, and by how much.
     """
     rows = []
-    for arguments in ("--squarecb", "--squarecb --gamma_scale 100", "--epsilon 0.1", "--bag 5 --epsilon 0.1"):
+    for arguments in KEPT_TO:
         off, coarse = _apart(arguments, SPACE, tmp_path, asked=10_000)
         assert (off < 1e-5 + coarse).all()
         for said, ours, unit, met in (
@@ -112,7 +125,8 @@ def _apart(arguments: str, space: ActionSpace, folder: Path, *, asked: int) -> A
         ("--regcbopt", "not a distribution"),
         ("--regcb", r"costs in \[0, 1\]"),
         ("--squarecb --large_action_space", "probability 0"),
-        ("--squarecb --cb_type=dr", "only mtr"),
+        ("--squarecb --cb_type=dr", "--cb_type dr: expected mtr with --squarecb"),
+        ("--epsilon 0.1 --cb_type sm", "--cb_type sm: expected mtr or ips or dr with --epsilon"),
         ("--cover 3", "cannot be read out"),
         ("--squarecb --bag 3", "expected one of"),
         ("-l 2", "expected one of"),
