@@ -329,7 +329,8 @@ def _follow(population: Population, journey: Journey, state: State, happened: Ha
     happened = happened.take(happened.event < journey.declared)
     who, event, at = happened.customer, happened.event, happened.at
     _settle(population, journey, state, who=who, at=np.maximum(at, state.last_step[who]))
-    before = reached(population, state, who=who, at=at)
+    by_milestone = journey.requesting_milestones.any()
+    before = reached(population, state, who=who, at=at) if by_milestone else np.zeros((len(who), 0), dtype=np.bool_)
     state.stage[who] = journey.moves[state.stage[who], event]
     state.counts[who, event] += 1
     limit = journey.pauses_below[event]
@@ -339,8 +340,10 @@ def _follow(population: Population, journey: Journey, state: State, happened: Ha
     state.last_macro[goals.customer] = np.maximum(goals.at, state.last_macro[goals.customer])
     steps = happened.take(journey.steps[event])
     _step(population, journey, state, steps)
-    new = reached(population, state, who=who, at=at) & ~before
-    asks = journey.requests[event] | (new & journey.requesting_milestones).any(axis=1)
+    asks = journey.requests[event]
+    if by_milestone:
+        new = reached(population, state, who=who, at=at) & ~before
+        asks = asks | (new & journey.requesting_milestones).any(axis=1)
     state.triggered[who] = np.where(asks, np.maximum(at, state.triggered[who]), state.triggered[who])
 
 
