@@ -73,6 +73,10 @@ def _narrower_caps(p: Program) -> Iterator[Finding]:
 
 
 def _money(p: Program) -> Iterator[Finding]:
+    for i in p.incentives:
+        if i.kind == "monetary" and not i.cost and not i.retired:
+            problem = "is missing or 0, and money is given: no budget would hold it"
+            yield Finding("warning", f"incentives[{i.name}].cost", problem, "say what showing it once costs on average")
     if p.guardrails.budget is None:
         paid = [i.name for i in p.incentives if i.cost and not i.retired]
         if paid:

@@ -180,16 +180,8 @@ def _expectations(p: Program, stage: Stage) -> Iterator[Finding]:
 
 def levels(program: Program) -> Iterator[Finding]:
     """Yield levels, and nudges of rules, that no customer can ever get."""
-    if not program.attributes:
-        problem = "nothing tells one customer from another, so nothing can be relevant to one"
-        yield Finding("warning", "attributes", problem, "declare what your app knows, such as a channel or a plan")
-    for s in (s for s in program.stages if s.name in reachable(program)):
-        said, told = (any(open_in(x, s.name) for x in rows) for rows in (program.incentives, program.tones))
-        if not (said and told):
-            problem = f"is a leak: no {'tone' if said else 'incentive'} is allowed in it"
-            yield Finding("fault", f"stages[{s.name}]", problem, f'add "{s.name}" to the stages of one')
-        else:
-            yield from _spared(program, s)
+    yield from _attributes(program)
+    yield from _leaks(program)
     for t in program.tones:
         if not t.retired and not any(_meet(i, t, program) for i in program.incentives):
             problem = "is never allowed: no incentive shares a stage with it"
@@ -206,6 +198,27 @@ def levels(program: Program) -> Iterator[Finding]:
             yield from _too_eager(i, here, half_life=program.momentum_half_life)
     yield from _timings(program)
     yield from _rules(program, highest)
+
+
+def _attributes(p: Program) -> Iterator[Finding]:
+    if not p.attributes:
+        problem = "nothing tells one customer from another, so nothing can be relevant to one"
+        yield Finding("warning", "attributes", problem, "declare what your app knows, such as a channel or a plan")
+    for a in p.attributes:
+        if a.kind == "category" and len(a.categories) == 1:
+            problem = f"has {a.categories[0]!r} alone, which tells nobody apart"
+            yield Finding("warning", f"attributes[{a.name}].categories", problem, "add another, or make it a flag")
+
+
+def _leaks(p: Program) -> Iterator[Finding]:
+    """Yield stages in which nothing may be offered, or said: to anybody, or to some."""
+    for s in (s for s in p.stages if s.name in reachable(p)):
+        said, told = (any(open_in(x, s.name) for x in rows) for rows in (p.incentives, p.tones))
+        if said and told:
+            yield from _spared(p, s)
+            continue
+        problem = f"is a leak: no {'tone' if said else 'incentive'} is allowed in it"
+        yield Finding("fault", f"stages[{s.name}]", problem, f'add "{s.name}" to the stages of one')
 
 
 def _meet(incentive: Incentive, tone: Tone, program: Program) -> bool:

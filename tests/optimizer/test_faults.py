@@ -100,6 +100,12 @@ PLANTED = (
     ),
     ('delay = "1h"', 'delay = "0m"', "timings[in-an-hour]", "arrives when now does"),
     ('clock = "12:15"', 'clock = "12:75"', "timings[midday].clock", "time of day"),
+    (
+        '["morning", "midday", "evening"]',
+        '["morning"]',
+        "attributes[trains_in].categories",
+        "tells nobody apart",
+    ),
     ("scale = 60", "scale = 0", "attributes[tenure_days].scale", "more than 0"),
     (
         'event = "workout_done"\ncount = 1\n',
