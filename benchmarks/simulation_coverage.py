@@ -33,7 +33,9 @@ START = 1_767_571_200.0
 """Monday 5 January 2026, midnight UTC."""
 
 REPLICATIONS, CUSTOMERS, DAYS = 20, 500, 17
-FIRST_SEED = 500
+FIRST_SEED, APART = 500, 1_000
+"""Of the first world's logs, and how far from them each further world's are: worlds of one seed share their customers'
+luck, so that one odd log would count fourteen times."""
 KEPT = Path("var") / "benchmarks"
 
 
@@ -86,8 +88,9 @@ def gathered(world: World, *, replications: int, customers: int, days: int, fres
     if fresh:
         path.unlink(missing_ok=True)
     done: list[list[Judged]] = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+    first = FIRST_SEED + APART * list(WORLDS).index(world.name)
     for i in range(len(done), replications):
-        done.append(judged(world, seed=FIRST_SEED + i, customers=customers, days=days))
+        done.append(judged(world, seed=first + i, customers=customers, days=days))
         with path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(done[-1]) + "\n")
         print(f"{world.name}: {i + 1} of {replications}", flush=True)
