@@ -99,9 +99,9 @@ def errors(kind: Kind, *, n: int, replications: int) -> dict[str, float]:
         orders: tuple[tuple[str, Order], ...] = (("pi-pairs", 2), ("pi-levels", 1))
         factored = {name: lever(rounds, SPACE, order=order).weights(target) for name, order in orders}
         terms |= {name: dr(evidence.reweighted(w)) for name, w in factored.items()}
-        ridged = balancing.weights(rounds, balancing.sums(rounds, {"target": target}), SPACE)["target"]
-        ladder = ladder_of(evidence, ridged)
-        terms |= ladder | {"reported": reported(ladder)}
+        balance = balancing.sums(rounds, {"target": target})
+        terms |= ladder_of(evidence, balancing.weights(rounds, balance, SPACE)["target"])
+        terms["reported"] = reported(terms, balancing.odds(balance, SPACE))
         for name, x in terms.items():
             misses.setdefault(name, []).append(float(x.mean()) / truth - 1.0)
     return {name: float(np.sqrt(np.mean(np.square(x)))) for name, x in misses.items()}

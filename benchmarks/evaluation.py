@@ -26,7 +26,7 @@ from optimizer.policy import Rounds
 from training import intervals, ope
 from training.ope import ESTIMATORS, Evidence
 from training.pseudo_inverse import lever
-from training.reading import reported, rungs_of
+from training.reading import rungs_of
 from training.reward_model import fit, moments
 
 PEER = "sb-obp==0.5.10"
@@ -114,7 +114,7 @@ def compared(*, n: int) -> Iterator[Row]:
     everything(terms, evidence, rounds.customers)
     ours = time.process_time() - began
     rungs = rungs_of(evidence, {"pi-levels": lever(rounds, SPACE, order=1).weights(target)})
-    intervals.clustered(reported(rungs), rounds.customers)
+    intervals.clustered(ope.slope([*rungs.values()]), rounds.customers)
     everything(rungs, evidence, rounds.customers)
     ladder = time.process_time() - began
     values = {name: float(ESTIMATORS[name].terms(evidence).mean()) for name in ("ips", "snips", "dm", "dr", "sndr")}
@@ -164,7 +164,7 @@ def stream(n: int) -> Measured:
     who = np.concatenate(customers)
     rungs = rungs_of(whole, {"pi-levels": np.concatenate(levels)})
     terms = {name: one.terms(whole) for name, one in ESTIMATORS.items()} | rungs
-    intervals.clustered(reported(rungs), who)
+    intervals.clustered(ope.slope([*rungs.values()]), who)
     everything(terms, whole, who)
     spent += time.process_time() - start
     return Measured(

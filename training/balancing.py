@@ -7,9 +7,10 @@ it is worth its noise for what depends on the context, for pairs of levels and f
 
     sum_a pi(a) q(x, a)  +  w (r - q(x, A))
 
-they take the place of `pi(A) / mu(A)`. How large a pair, an action's own effect or a dependence on the context may be
-expected to be, in standard deviations of a reward, is declared here once; where effects are larger, a bias is left that
-falls as rounds are added. So these estimates are reported and never decide.
+they take the place of `pi(A) / mu(A)`. How likely the rewards are if effects add up, act in pairs, or are each
+action's own, says how far each rung is to be trusted (`odds`). How large a pair, an action's own effect or a dependence
+on the context may be expected to be, in standard deviations of a reward, is declared here once; where effects are
+larger, a bias is left that falls as rounds are added. So these estimates are reported and never decide.
 """
 
 from collections.abc import Mapping
@@ -18,11 +19,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import solve
+from scipy.linalg import cho_factor, cho_solve, solve
 
 from optimizer.actions import ActionSpace, Floats
 from optimizer.policy import Rounds
 from training.reward_model import Design
+from training.vectors import own_pages
 
 _FREE = 1e3
 """The variance of what is balanced exactly, in variances of a reward."""
@@ -41,12 +43,23 @@ class Prior(NamedTuple):
 
 PRIORS = MappingProxyType(
     {
-        "ridge-actions": Prior(0.03, 0.01, 0.01),
-        "ridge-pairs": Prior(0.01, _NONE, 0.01),
+        "ridge-actions": Prior(0.03, 0.01, 0.1),
+        "ridge-pairs": Prior(0.02, _NONE, 0.1),
         "ridge-levels": Prior(_NONE, _NONE, 0.1),
     }
 )
 """The rungs of the ladder, from the least biased to the least spread."""
+
+
+_ADDING, _PAIRED, _OWN = Prior(_NONE, _NONE, 1e-3), Prior(0.003, _NONE, 1e-3), Prior(0.003, 0.03, 1e-3)
+"""What rewards are likely under: effects that add up, that act in pairs, that are each action's own."""
+
+
+class Odds(NamedTuple):
+    """Logarithms of how much likelier the rewards are with pairs than without; with actions' own effects than not."""
+
+    pairs: float
+    actions: float
 
 
 @dataclass(frozen=True)
@@ -56,13 +69,18 @@ class Sums:
     Args:
         drawn: (k, d + 1, d + 1), `z` with itself, by the action drawn.
         wanted: for each target, (k, d + 1), its probability of each action times `z`.
+        rewarded: (k, d + 1), `z` with the reward, by the action drawn.
+        squares: of the rewards.
     """
 
     drawn: Floats
     wanted: Mapping[str, Floats]
+    rewarded: Floats
+    squares: float
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(self.drawn + other.drawn, {name: x + other.wanted[name] for name, x in self.wanted.items()})
+        wanted = {name: x + other.wanted[name] for name, x in self.wanted.items()}
+        return Sums(self.drawn + other.drawn, wanted, self.rewarded + other.rewarded, self.squares + other.squares)
 
 
 def sums(rounds: Rounds, targets: Mapping[str, Floats]) -> Sums:
@@ -78,24 +96,47 @@ def sums(rounds: Rounds, targets: Mapping[str, Floats]) -> Sums:
     """
     z = _with_constant(rounds.contexts)
     k = rounds.probabilities.shape[1]
-    drawn = np.zeros((k, z.shape[1], z.shape[1]))
+    drawn, rewarded = np.zeros((k, z.shape[1], z.shape[1])), np.zeros((k, z.shape[1]))
     order = np.argsort(rounds.actions, kind="stable")
     edges = np.searchsorted(rounds.actions[order], np.arange(k + 1))
     for action in np.flatnonzero(np.diff(edges)):
-        rows = z[order[edges[action] : edges[action + 1]]]
-        drawn[action] = rows.T @ rows
-    return Sums(drawn, {name: vectors.T @ z for name, vectors in targets.items()})
+        mine = order[edges[action] : edges[action + 1]]
+        drawn[action] = z[mine].T @ z[mine]
+        rewarded[action] = z[mine].T @ rounds.rewards[mine]
+    wanted = {name: vectors.T @ z for name, vectors in targets.items()}
+    return Sums(drawn, wanted, rewarded, float(rounds.rewards @ rounds.rewards))
+
+
+def odds(found: Sums, space: ActionSpace) -> Odds:
+    """Return what the rewards say of the sizes of effects: ratios of marginal likelihoods, the noise profiled out."""
+    design = Design(space, width=found.drawn.shape[1])
+    gram, products = _gram(design, found.drawn), _columns(design, found.rewarded)
+    n = float(found.drawn[:, 0, 0].sum())
+    adding, paired, own = (
+        _log_likelihood(gram, products, found.squares, n, variances=_variances(design, prior))
+        for prior in (_ADDING, _PAIRED, _OWN)
+    )
+    return Odds(paired - adding, own - max(paired, adding))
+
+
+def _log_likelihood(gram: Floats, products: Floats, squares: float, n: float, *, variances: Floats) -> float:
+    """That of rewards whose effects are normal with these variances (p,), in variances of the noise; up to a constant.
+
+    Where rewards are without noise the sum of squares left is held above rounding.
+    """
+    factor = cho_factor(gram + np.diag(1.0 / variances))
+    left = max(squares - float(products @ cho_solve(factor, products)), 1e-9 * squares, 1e-300)
+    spread = 2.0 * float(np.log(np.diag(factor[0])).sum()) + float(np.log(variances).sum())
+    return -0.5 * (n * float(np.log(left / n)) + spread)
 
 
 def weights(rounds: Rounds, found: Sums, space: ActionSpace) -> dict[str, dict[str, Floats]]:
     """Return for each target the weights (n,) of rounds on each rung; `found` are the sums over all of them."""
     design = Design(space, width=found.drawn.shape[1])
-    own = found.drawn[1:, 0, 0]
-    shared = _shared(design, found.drawn)[1:]
-    gram = np.block([[design.gram(found.drawn), shared.T], [shared, np.diag(own)]])
+    gram = _gram(design, found.drawn)
     names = list(found.wanted)
     wanted = np.column_stack([_columns(design, found.wanted[name]) for name in names])
-    answers = {name: {rung: np.empty(len(rounds)) for rung in PRIORS} for name in names}
+    answers = {name: {rung: own_pages(len(rounds)) for rung in PRIORS} for name in names}
     coefficients = {}
     for rung, prior in PRIORS.items():
         solved = solve(gram + np.diag(1.0 / _variances(design, prior)), wanted, assume_a="pos")
@@ -113,6 +154,12 @@ def weights(rounds: Rounds, found: Sums, space: ActionSpace) -> dict[str, dict[s
 
 def _with_constant(contexts: Floats) -> Floats:
     return np.column_stack([np.ones(len(contexts)), contexts])
+
+
+def _gram(design: Design, drawn: Floats) -> Floats:
+    """Shape (p + k - 1, p + k - 1): the model's columns with themselves, and with each nudge's own."""
+    shared = _shared(design, drawn)[1:]
+    return np.block([[design.gram(drawn), shared.T], [shared, np.diag(drawn[1:, 0, 0])]])
 
 
 def _shared(design: Design, drawn: Floats) -> Floats:

@@ -124,8 +124,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     `estimates` by estimator; `lift` over the reference and `over_hold` are paired differences by DR, and so is
     `against` over each baseline; `events` are expected counts per decision by DR; `mix` is the share of nudges by
     factor and level; `nudged` the share of decisions that nudge; `cost` is expected per decision. `intervals` are
-    others for the value (BCa and Poisson bootstrap of DR, empirical likelihood without a model); `picked` is the rung
-    of the ladder that SLOPE picked. `messages` and `opt_outs` are per customer over the log; `cost_per_outcome` is what
+    others for the value (BCa and Poisson bootstrap of DR, empirical likelihood without a model); `picked` is the kind
+    of weights that SLOPE picked. `messages` and `opt_outs` are per customer over the log; `cost_per_outcome` is what
     one more goal event than without nudges costs, None where more were not shown.
     """
 
@@ -427,7 +427,7 @@ def _refuse(dataset: Dataset, targets: Sequence[Target], *, reference: str) -> N
         row = int(np.argmin(np.isfinite(dataset.rounds.rewards)))
         given = dataset.rounds.rewards[row]
         raise ValueError(f"round {row}: the reward is {given}, expected a finite number")
-    if not (chances := dataset.rounds.propensities > 0).all():
+    if not (chances := np.concatenate([part.propensities > 0 for _, part in blocks(dataset.rounds)])).all():
         row = int(np.argmin(chances))
         raise ValueError(
             f"round {row} and {int((~chances).sum()) - 1:,} more: the action taken had no chance by the logged "

@@ -194,12 +194,14 @@ def _columns_exist(meaning: Meaning, table: pa.Table, *, log_file: Path, mapping
                 f"{mapping.name}: {key} = {column!r} is not a column of {log_file.name}; "
                 f"it has {', '.join(table.column_names)}"
             )
-    seen = set(pc.unique(table[meaning.columns.action].cast(pa.string())).to_pylist())
-    if strange := sorted(str(s) for s in seen - set(meaning.actions)):
-        raise ValueError(
-            f"{log_file.name}: column {meaning.columns.action}: {strange[0]!r} is not in [actions] of {mapping.name}; "
-            "add it"
-        )
+    place, column = _place(log_file), meaning.columns.action
+    for row, action in enumerate(table[column].cast(pa.string()).to_pylist()):
+        if action not in meaning.actions:
+            raise place.error(row, column, f"{action!r} is not in [actions] of {mapping.name}", "add it")
+    for name, kind in meaning.context.items():
+        if kind == "number":
+            known = pc.fill_null(table[name], pa.scalar(0).cast(table[name].type))
+            place.numbers(pa.table({name: known}), name, mend="write a number, or leave the row out")
 
 
 # The program that the log becomes.
@@ -275,7 +277,7 @@ def _quoted(text: str) -> str:
 def _records(
     meaning: Meaning, program: Program, table: pa.Table, *, log_file: Path, progress: Progress | None
 ) -> tuple[list[Decision], list[Outcome]]:
-    place = _Place(log_file.name, first=1 if log_file.suffix == ".parquet" else 2)
+    place = _place(log_file)
     rewards = _rewards(meaning, table, place=place)
     actions = _actions(meaning, program, table)
     who = _customers(meaning, table, place=place)
@@ -326,6 +328,9 @@ def _records(
     return decisions, outcomes
 
 
+_IF_NOTHING = "write 0 if nothing happened, or leave the row out"
+
+
 class _Place(msgspec.Struct, frozen=True):
     """The file that messages name, and the number of its first row: 2 where a header is above it."""
 
@@ -335,7 +340,7 @@ class _Place(msgspec.Struct, frozen=True):
     def error(self, row: int, column: str, problem: str, mend: str) -> ValueError:
         return ValueError(f"{self.file}: row {row + self.first}, column {column}: {problem}; {mend}")
 
-    def numbers(self, table: pa.Table, column: str) -> Floats:
+    def numbers(self, table: pa.Table, column: str, *, mend: str = _IF_NOTHING) -> Floats:
         """Shape (n,): a column as numbers; ValueError names the first row that is none."""
         try:
             numbers = np.asarray(table[column].cast(pa.float64()).to_numpy(), dtype=np.float64)
@@ -345,10 +350,12 @@ class _Place(msgspec.Struct, frozen=True):
         if not np.isfinite(numbers).all():
             row = int(np.argmin(np.isfinite(numbers)))
             given = table[column][row].as_py()
-            raise self.error(
-                row, column, f"{given!r} is not known", "write 0 if nothing happened, or leave the row out"
-            )
+            raise self.error(row, column, "is empty" if given is None else f"{given!r} is not known", mend)
         return numbers
+
+
+def _place(log_file: Path) -> _Place:
+    return _Place(log_file.name, first=1 if log_file.suffix == ".parquet" else 2)
 
 
 def _is_number(value: object) -> bool:
@@ -374,6 +381,8 @@ def _ids(meaning: Meaning, table: pa.Table, *, place: _Place) -> list[str]:
     """Return the rows' own ids, or made ones; ValueError names the second row of an id."""
     column = meaning.columns.id
     if column is None:
+        if meaning.columns.customer and meaning.at in table.column_names:
+            _refuse_twins(table, meaning.columns.customer, place=place)
         return [f"{place.file}#{i}" for i in range(len(table))]
     names: list[str] = table[column].cast(pa.string()).to_pylist()
     seen: dict[str, int] = {}
@@ -387,15 +396,24 @@ def _ids(meaning: Meaning, table: pa.Table, *, place: _Place) -> list[str]:
     return names
 
 
+def _refuse_twins(table: pa.Table, column: str, *, place: _Place) -> None:
+    """Refuse a row that says of a customer and a moment the very same as another row."""
+    seen: dict[tuple[object, ...], int] = {}
+    for row, told in enumerate(zip(*(c.to_pylist() for c in table.columns), strict=True)):
+        if (first := seen.setdefault(told, row)) != row:
+            mend = "a round is counted once: leave one of them out, or name the column of their ids as columns.id"
+            raise place.error(row, column, f"says the same as row {first + place.first}", mend)
+
+
 def _propensities(meaning: Meaning, table: pa.Table, *, place: _Place) -> Floats:
     given = meaning.columns.propensity
     if not isinstance(given, str):
         return np.full(len(table), float(given or 0.0))
-    chances = place.numbers(table, given)
+    mend = "give the chance with which the action was drawn; what was never possible cannot be judged"
+    chances = place.numbers(table, given, mend=mend)
     wrong = (chances <= 0) | (chances > 1)
     if wrong.any():
         row = int(np.argmax(wrong))
-        mend = "give the chance with which the action was drawn; what was never possible cannot be judged"
         raise place.error(row, given, f"{chances[row]:g} is no probability of a drawn action", mend)
     return chances
 
@@ -417,7 +435,17 @@ def _times(meaning: Meaning, table: pa.Table, *, place: _Place) -> list[float]:
     column = table[meaning.at]
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return [float(t) / 1e6 for t in column.cast(pa.timestamp("us")).cast(pa.int64()).to_pylist()]
-    return [float(t) for t in place.numbers(table, meaning.at)]
+    if pa.types.is_string(column.type):
+        return [_moment(text, row, meaning.at, place) for row, text in enumerate(column.to_pylist())]
+    return [float(t) for t in place.numbers(table, meaning.at, mend="give the time of the decision")]
+
+
+def _moment(text: str | None, row: int, column: str, place: _Place) -> float:
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        raise place.error(row, column, f"{text!r} is no date", "write one such as 2026-01-31T18:00:00") from None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
 def _apart(at: Sequence[float], who: Sequence[str]) -> list[float]:

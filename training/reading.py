@@ -4,22 +4,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.special import expit
 
 from optimizer.actions import HOLD, ActionSpace, Floats
 from optimizer.policy import Rounds
 from training import balancing, diagnostics, reward_model, sequence
+from training.balancing import Odds
 from training.dataset import Dataset
 from training.diagnostics import Tally
-from training.ope import ESTIMATORS, Evidence, balanced, dr, rung, slope, weigh
+from training.ope import ESTIMATORS, Evidence, balanced, dr, rung, weigh
 from training.pseudo_inverse import Lever, lever
 from training.reward_model import RewardModel
-from training.vectors import SIZE, give_back
+from training.vectors import SIZE, give_back, own_pages
 
 PAIRS_UP_TO = 20_000
 """Rounds up to which there are weights by pairs of levels: a third of a millisecond a round of 301 actions."""
 
 _AGREE = 1.0
-"""Standard errors within which rungs of the ladder agree: they differ by little, so a bias must show early."""
+"""Standard errors within which rungs agree: they differ by little, so a bias must show early."""
+
+_PAIRS, _ACTIONS = 0.5, -2.0
+"""Logarithms of the odds, before anything was seen, that pairs matter, and that actions have effects of their own."""
+
+_EVEN = Odds(0.0, 0.0)
 
 BALANCED = "balanced-dr"
 """DR with weights over the mixture of all the logging policies."""
@@ -30,9 +37,23 @@ def rungs_of(evidence: Evidence, factored: Mapping[str, Floats]) -> dict[str, Fl
     return {"dr": dr(evidence)} | {name: dr(evidence.reweighted(w)) for name, w in factored.items()}
 
 
-def reported(rungs: Mapping[str, Floats]) -> Floats:
-    """Return the terms (n,) of the rung that SLOPE picks: the value that is reported beside DR's."""
-    return slope([*rungs.values()], agree=_AGREE)
+def reported(ladder: Mapping[str, Floats], odds: Odds) -> Floats:
+    """Return the terms (n,) of the value that is reported beside DR's: rungs mixed as far as each is to be trusted.
+
+    From levels to pairs, and from there to plain DR, it goes by the odds that the rewards give the richer effects and
+    by how far the estimates are apart: what is not there costs no spread, what is there leaves little bias.
+
+    Args:
+        ladder: terms of `dr`, `ridge-pairs` and `ridge-levels`.
+        odds: what the rewards say.
+    """
+    found = ladder["ridge-levels"]
+    for name, log_odds in (("ridge-pairs", _PAIRS + odds.pairs), ("dr", _ACTIONS + odds.actions)):
+        gaps = ladder[name] - (ladder["ridge-levels"] if name == "ridge-pairs" else ladder["ridge-pairs"])
+        error = float(gaps.std()) / np.sqrt(len(gaps))
+        apart = (float(gaps.mean()) / error) ** 2 if error > 0 else 0.0
+        found = found + float(expit(log_odds + (apart - 1.0) / 2.0)) * (ladder[name] - found)
+    return found
 
 
 def ladder_of(evidence: Evidence, ridged: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -82,7 +103,7 @@ class Reading:
     """What rounds say of one target: its evidence, DR terms for each event, and its probabilities summed.
 
     `factored` has its weights (n,) where effects are factored, and over the mixture of the loggers; `ridged` those on
-    each rung of the ladder, once all the rounds were seen; `unsupported`
+    each rung of the ladder, and `odds` what the rewards say of them, once all the rounds were seen; `unsupported`
     (n,) is its mass on what the log hardly ever drew; `costs` and
     `nudging` (n,) what it would spend and whether it would nudge; `bounded` its
     terms for the sequence; `chosen` (stages, k) sums its probabilities.
@@ -97,12 +118,13 @@ class Reading:
     bounded: sequence.Terms
     chosen: Floats
     ridged: Mapping[str, Floats] = field(default_factory=dict)
+    odds: Odds = _EVEN
 
     def room(self, rewards: Floats, drawn: Floats) -> "Reading":
         """Return an empty reading like this one, for all rounds; what is the same for every target is given."""
 
         def new() -> Floats:
-            return np.empty(len(rewards))
+            return own_pages(len(rewards))
 
         return Reading(
             Evidence(new(), rewards, drawn, new()),
@@ -132,17 +154,18 @@ class Reading:
         return rungs_of(self.evidence, {n: w for n, w in self.factored.items() if n != BALANCED})
 
     def estimates(self) -> dict[str, Floats]:
-        """Terms (n,) of every estimator, of factored weights, of the ladder's rungs and of what SLOPE picks there."""
+        """Terms (n,) of every estimator, of factored weights and what SLOPE picks of them, of the ladder's rungs."""
         rungs, ladder = self.rungs(), ladder_of(self.evidence, self.ridged)
         plain = {name: e.terms(self.evidence) for name, e in ESTIMATORS.items()}
         if BALANCED in self.factored:
             plain[BALANCED] = dr(self.evidence.reweighted(self.factored[BALANCED]))
-        return plain | rungs | ladder | {"ladder": ladder[self.picked()]}
+        mixed = {"slope": rungs[self.picked()], "ladder": reported(plain | ladder, self.odds)}
+        return plain | rungs | ladder | mixed
 
     def picked(self) -> str:
-        """The rung that SLOPE picks on the ladder."""
-        ladder = ladder_of(self.evidence, self.ridged)
-        return list(ladder)[rung([*ladder.values()], agree=_AGREE)]
+        """The factored weights that SLOPE picks, or `dr`."""
+        rungs = self.rungs()
+        return list(rungs)[rung([*rungs.values()], agree=_AGREE)]
 
     def interactions(self) -> Floats:
         """How far DR is from what it would be if incentive, tone and timing simply added up: terms (n,)."""
@@ -189,7 +212,7 @@ def read(
     width = 1 + sum(space.shape)
     sums, sizes = np.zeros((len(people), width)), np.zeros((len(people), width))
     readings: dict[str, Reading] = {}
-    drawn = np.empty(n)
+    drawn = own_pages(n)
     tallies: list[Tally] = []
     balances: list[balancing.Sums] = []
     for start in range(0, n, SIZE):
@@ -217,8 +240,9 @@ def read(
         give_back(dataset.rounds)
         tick(min(start + SIZE, n), n)
     counts = sum(tallies[1:], start=tallies[0])
-    ridged = balancing.weights(dataset.rounds, sum(balances[1:], start=balances[0]), space)
-    whole = {name: replace(reading, ridged=ridged[name]) for name, reading in readings.items()}
+    balance = sum(balances[1:], start=balances[0])
+    ridged, odds = balancing.weights(dataset.rounds, balance, space), balancing.odds(balance, space)
+    whole = {name: replace(reading, ridged=ridged[name], odds=odds) for name, reading in readings.items()}
     return Seen(whole, sums, sizes, counts.drawn, counts)
 
 

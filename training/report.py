@@ -294,8 +294,9 @@ def _methods(evaluation: Evaluation, score: Score) -> tuple[Method, ...]:
     found += [line(METHODS[name], x.value, x.low, x.high) for name, x in score.intervals.items()]
     if (balanced := score.estimates.get("balanced-dr")) is not None:
         found.append(line("DR over the mixture of all loggers", balanced.value, balanced.low, balanced.high))
-    ladder = score.estimates["ladder"]
-    found.append(line(f"SLOPE picked {score.picked.upper()}; not for gates", ladder.value, ladder.low, ladder.high))
+    for name, said in (("slope", f"SLOPE picked {score.picked.upper()}"), ("ladder", "rungs mixed by their odds")):
+        one = score.estimates[name]
+        found.append(line(f"{said}; not for gates", one.value, one.low, one.high))
     if score.sequence is not None:
         last = score.sequence.last
         found.append(line("anytime-valid, customers' means", (last.low + last.high) / 2.0, last.low, last.high))

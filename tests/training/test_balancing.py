@@ -8,7 +8,7 @@ import pytest
 from optimizer.actions import ActionSpace, Floats
 from optimizer.policy import Rounds
 from tests.training.worlds import rounds_of
-from training.balancing import PRIORS, sums, weights
+from training.balancing import PRIORS, odds, sums, weights
 
 SPACE = ActionSpace(("a", "b", "c"), ("w", "x"), ("1", "2"), features=("u", "v"))
 
@@ -50,6 +50,20 @@ def test_blocks_of_rounds_add_up() -> None:
     apart = weights(rounds, first + second, SPACE)["target"]
     for rung in PRIORS:
         np.testing.assert_allclose(whole[rung], apart[rung], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("effects", ["adding", "pairs", "own"])
+def test_the_odds_tell_what_kind_of_effects_there_are(effects: str) -> None:
+    rng = np.random.default_rng(4)
+    rounds, target = _logged(6_000, rng)
+    a, b, c = SPACE.levels.T
+    own = (np.array([0.4, -0.2, 0.1])[a] + np.array([0.2, -0.3])[b] + np.array([0.0, 0.1])[c]) * (a >= 0)
+    own += rng.normal(size=(3, 2))[a, b] * (a >= 0) * (effects == "pairs") * 0.07
+    own += rng.normal(size=SPACE.k) * (a >= 0) * (effects == "own") * 0.3
+    rewards = own[rounds.actions] + rng.normal(size=len(rounds))
+    found = odds(sums(replace(rounds, rewards=rewards), {"target": target}), SPACE)
+    assert (found.pairs > 2.0) == (effects != "adding")
+    assert (found.actions > 2.0) == (effects == "own")
 
 
 def test_rungs_go_from_the_least_biased_to_the_least_spread() -> None:

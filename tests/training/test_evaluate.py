@@ -32,7 +32,7 @@ def result() -> Evaluation:
 def test_every_target_has_every_estimate(result: Evaluation) -> None:
     assert [s.name for s in result.scores] == ["today", "hold", "rules", "uniform", "good"]
     for score in result.scores:
-        assert set(score.estimates) == {*ESTIMATORS, "pi-pairs", "pi-levels", *PRIORS, "ladder"}
+        assert set(score.estimates) == {*ESTIMATORS, "pi-pairs", "pi-levels", *PRIORS, "slope", "ladder"}
         assert score.value.low <= score.value.value <= score.value.high
         assert sum(s.share for s in score.stages) == pytest.approx(1.0)
 
@@ -124,8 +124,10 @@ def test_other_intervals_agree_with_student_t(result: Evaluation) -> None:
     for name in ("bca", "poisson"):
         assert score.intervals[name].low == pytest.approx(score.value.low, abs=0.3 * score.value.error)
         assert score.intervals[name].high == pytest.approx(score.value.high, abs=0.3 * score.value.error)
-    assert score.picked in PRIORS
-    assert score.estimates["ladder"] == score.estimates[score.picked]
+    assert score.picked in ("dr", "pi-pairs", "pi-levels")
+    assert score.estimates["slope"] == score.estimates[score.picked]
+    rungs = [score.estimates[name].value for name in ("dr", "ridge-pairs", "ridge-levels")]
+    assert min(rungs) <= score.estimates["ladder"].value <= max(rungs)
 
 
 def test_the_same_log_gives_the_same_intervals(result: Evaluation) -> None:

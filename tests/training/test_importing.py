@@ -52,11 +52,12 @@ def test_whole_vectors_come_in_as_they_were_logged(tmp_path: Path) -> None:
     [
         ("3,c,none,1,0.5,0.4", r"row 4, column p_none, p_coupon: the chances of row 4 sum to 0.9"),
         ("3,c,none,1,1.5,-0.5", r"row 4, column p_none: 1.5 is no probability"),
-        ("3,c,none,1,nan,0.5", r"row 4, column p_none: None is not known"),
+        ("3,c,none,1,nan,0.5", r"row 4, column p_none: is empty"),
         ("3,c,none,1,0.0,1.0", r"row 4, column p_none: the action drawn has chance 0"),
         ("2,c,none,1,0.5,0.5", r"row 4, column id: '2' is the id of row 3 too; a round is counted once"),
         ("3,c,none,7,0.5,0.5", r"row 4, column reward: 7 is out of the declared range 0 to 1"),
         ("3,,none,1,0.5,0.5", r"row 4, column who: is empty"),
+        ("3,c,sms,1,0.5,0.5", r"row 4, column action: 'sms' is not in \[actions\] of map\.toml; add it"),
     ],
 )
 def test_what_cannot_be_right_is_refused_with_its_place(row: str, said: str, tmp_path: Path) -> None:
@@ -103,3 +104,19 @@ def test_a_range_and_vectors_must_be_declared_whole(tmp_path: Path) -> None:
     (tmp_path / "map.toml").write_text(HEAD.replace('coupon = "p_coupon"\n', ""))
     with pytest.raises(ValueError, match="expected a column for each of"):
         read(tmp_path, file)
+
+
+def test_times_numbers_and_twins_are_refused_with_their_row(tmp_path: Path) -> None:
+    head = HEAD.replace('at = "2026-01-31"', 'at = "when"').replace('id = "id"\n', "")
+    (tmp_path / "map.toml").write_text(head + '[context]\nx = "number"\n')
+    good = ["a,none,0,0.5,0.5,1.5,2026-01-01T10:00:00", "b,coupon,1,0.25,0.75,0.5,2026-01-01T10:00:00"]
+    for row, said in (
+        ("c,none,1,0.5,0.5,1.0,yesterday", r"row 4, column when: 'yesterday' is no date"),
+        ("c,none,1,0.5,0.5,inf,2026-01-01T10:00:00", r"row 4, column x: '?inf'? is not known; write a number"),
+        (good[0], r"row 4, column who: says the same as row 2; a round is counted once"),
+    ):
+        file = tmp_path / "log.csv"
+        file.write_text("\n".join(["who,action,reward,p_none,p_coupon,x,when", *good, row]) + "\n")
+        with pytest.raises(ValueError, match=rf"log\.csv: {said}"):
+            read(tmp_path, file)
+    assert not (tmp_path / "archive").exists()
