@@ -130,6 +130,10 @@ def _milestones(p: Program) -> Iterator[Finding]:
     earlier: dict[tuple[object, ...], str] = {}
     for m in p.milestones:
         key = f"milestones[{m.name}]"
+        event = p.event(m.event or "")
+        if event is not None and event.kind == "signal":
+            problem = f"rewards {event.name}, which is a signal and no step"
+            yield Finding("warning", f"{key}.event", problem, "name a micro- or macro-action")
         what = "count" if m.count else "streak" if m.streak else "after"
         if m.of > LONG:
             problem = f"takes {m.of} days at a step a day, or more"

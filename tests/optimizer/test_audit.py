@@ -344,6 +344,12 @@ def test_quiet_hours_that_swallow_every_timing_are_named_once() -> None:
     assert not [key for key in keys if key.startswith("timings")]
 
 
+def test_a_milestone_that_rewards_a_complaint_is_named() -> None:
+    text = SMALL_WINS.replace('event = "care_step_done"\ncount = 3', 'event = "complaint"\ncount = 3', 1)
+    found = {f.key: f for f in check(text, source="mine.toml").findings}
+    assert "is a signal and no step" in found["milestones[first-leaf].event"].problem
+
+
 def test_a_title_that_promises_more_than_is_earned_is_named() -> None:
     text = SMALL_WINS.replace('earns = "15 % off one order', 'earns = "20 % off one order', 1)
     found = {f.key: f for f in check(text, source="mine.toml").findings}
