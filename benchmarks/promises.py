@@ -68,8 +68,16 @@ def _played(world: str, *, seed: int, customers: int, days: int) -> Figures:
 
 
 def rows(*, worlds: dict[str, list[Figures]], days: int) -> Iterator[Row]:
-    """Yield what came of each promise, in each world."""
+    """Yield what came of each promise, in each world that has been played."""
+    found = worlds["fatigue"]
+    for name in ("thompson", "patient"):
+        yield _row("fatigue", found, name, "clicks", "value", least=1.05, over=days)
+        yield _row("fatigue", found, name, "clicks", "messages", most=0.75)
+        yield _row("fatigue", found, name, "clicks", "opt-outs", most=1.0)
+        yield _row("fatigue", found, name, "hold", "value", least=1.0)
     for world in ("calibrated", "pairwise"):
+        if world not in worlds:
+            continue
         found = worlds[world]
         for name in ("thompson", "patient", "best"):
             for yardstick in ("hold", "fixed"):
@@ -77,12 +85,6 @@ def rows(*, worlds: dict[str, list[Figures]], days: int) -> Iterator[Row]:
                 yield _row(world, found, name, yardstick, "value", least=1.0)
             for kept in (key for key in found[0][name] if key.startswith("retention")):
                 yield _row(world, found, name, "hold", kept, least=1.2)
-    found = worlds["fatigue"]
-    for name in ("thompson", "patient"):
-        yield _row("fatigue", found, name, "clicks", "value", least=1.05, over=days)
-        yield _row("fatigue", found, name, "clicks", "messages", most=0.75)
-        yield _row("fatigue", found, name, "clicks", "opt-outs", most=1.0)
-        yield _row("fatigue", found, name, "hold", "value", least=1.0)
 
 
 def _row(
@@ -99,13 +101,12 @@ def _row(
     x = ratio(*([one[policy][figure] for one in found] for policy in (name, yardstick)))
     what = f"{over}-day {figure}" if over else figure
     said = f"{world}: {NAMES.get(name, name)}, {what} against {NAMES[yardstick]}{_range(x)}"
-    print(f"{said}: {x.value:.3f}", flush=True)
     return Row(
         name=said,
         ours=x.value,
         peer=None,
         peer_name=None,
-        unit=f"times, {len(found)} replications",
+        unit="times",
         ratio=None,
         target=f"at least {least:g}" if least is not None else f"at most {most:g}",
         met=x.value >= least if least is not None else most is not None and x.value <= most,
@@ -113,20 +114,25 @@ def _row(
 
 
 def _range(x: Spread) -> str:
-    return f" (95 %: {x.low:.3f} to {x.high:.3f})" if x.low is not None and x.high is not None else ""
+    if x.low is None or x.high is None:
+        return " (one replication)"
+    return f" (95 %: {x.low:.3f} to {x.high:.3f})"
 
 
 def main() -> None:
-    """Play the worlds in turn, and write the rows after each replication of all of them."""
+    """Play the worlds in turn, and write the rows after each replication of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replications", type=int, default=REPLICATIONS)
     parser.add_argument("--customers", type=int, default=CUSTOMERS)
     parser.add_argument("--days", type=int, default=DAYS)
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run kept")
     asked = parser.parse_args()
-    turns = [gathered(world, **vars(asked)) for world in PLAYED]
-    for found in zip(*turns, strict=True):
-        write("promises", rows(worlds=dict(zip(PLAYED, found, strict=True)), days=asked.days))
+    turns = {world: gathered(world, **vars(asked)) for world in PLAYED}
+    found: dict[str, list[Figures]] = {}
+    for _ in range(asked.replications):
+        for world, turn in turns.items():
+            found[world] = next(turn)
+            write("promises", rows(worlds=found, days=asked.days))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ PAST = 14
 LOOKS = (3, 7, 14, 21, 28, 42, 56, 90)
 """Days after which it is asked whether something is broken."""
 
+SHOWN = 2
+"""Guardrails that a terminal names, those that save most; page and data have all."""
+
 SURE = 3.0
 """Standard errors, over customers, beyond which a difference is no chance: one false alarm in 700 looks."""
 
@@ -380,7 +383,9 @@ def table(found: Premortem) -> list[dict[str, object]]:
             "breaks_by_day": h.day if h.broken else "-",
             "what": h.says if h.broken else "-",
             "whom": h.whom or "-",
-            "caught_by": ", ".join(f"{r.setting} ({100 * min(r.saved, 1.0):.0f} %)" for r in h.remedies if r.caught)
+            "caught_by": ", ".join(
+                f"{r.setting} ({100 * min(r.saved, 1.0):.0f} %)" for r in [r for r in h.remedies if r.caught][:SHOWN]
+            )
             or ("no guardrail that was tried" if h.broken else "-"),
         }
         for h in found.hazards
