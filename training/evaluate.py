@@ -673,7 +673,7 @@ def _segments(
         found.append(
             StageScore(
                 stage=key,
-                title=key.replace("_", " ").replace("=", ": ", 1),
+                title=_segment_title(key),
                 rounds=int(rows.sum()),
                 share=float(rows.mean()),
                 nudged=float(reading.nudging[rows].mean()),
@@ -682,6 +682,11 @@ def _segments(
             )
         )
     return tuple(found)
+
+
+def _segment_title(key: str) -> str:
+    """What a person reads for `age_band=18-29`."""
+    return key.replace("_", " ").replace("=", ": ", 1)
 
 
 def _segment_rows(dataset: Dataset) -> dict[str, Bools]:
@@ -739,7 +744,7 @@ def _target_checks(target: Target, dataset: Dataset, reading: Reading, *, spend:
         diagnostics.interactions(clustered(reading.interactions(), rounds.customers), target=name),
         diagnostics.drift(dr(e), rounds, target=name),
     ]
-    if segments := _segment_rows(dataset):
+    if segments := {_segment_title(key): rows for key, rows in _segment_rows(dataset).items()}:
         found.append(diagnostics.overlap(e, segments, kind="segment", target=name))
     if spend is not None and spend.budget is not None:
         said = f"{spend.budget:,.2f} {dataset.program.currency} in {spend.period_days:g} days"
