@@ -41,8 +41,8 @@ def test_hillstrom_is_imported_judged_and_reported(shared_data: Path, tmp_path: 
     ("row", "said"),
     [
         ("3,a,zero", "log.csv: row 4, column reward: 'zero' is not a number; write one, or leave the row out"),
-        ("3,a,", "log.csv: row 4, column reward: None is not known; write 0 if nothing happened, or leave the row out"),
-        ("3,z,1", "log.csv: column action: 'z' is not in [actions] of map.toml; add it"),
+        ("3,a,", "log.csv: row 4, column reward: is empty; write 0 if nothing happened, or leave the row out"),
+        ("3,z,1", "log.csv: row 4, column action: 'z' is not in [actions] of map.toml; add it"),
     ],
 )
 def test_a_malformed_log_is_refused_with_its_place_and_nothing_is_written(row: str, said: str, tmp_path: Path) -> None:
