@@ -33,26 +33,29 @@ def _caps(g: Guardrails) -> Iterator[Finding]:
     for key, cap in (("cap_per_day", g.cap_per_day), ("cap_per_week", g.cap_per_week)):
         if cap == 0:
             yield Finding("fault", f"guardrails.{key}", "allows no nudge at all", "use 1 or more")
-            return
-    if g.cap_per_day > g.cap_per_week:
+    if g.cap_per_day > g.cap_per_week > 0:
         problem = f"can never be reached: cap_per_week allows {g.cap_per_week} in all"
         yield Finding("warning", "guardrails.cap_per_day", problem, f"use at most {g.cap_per_week}")
     if g.cap_per_day > 1 and not g.cooldown and g.cadence is None:
         problem = f"is nothing, so {g.cap_per_day} nudges may come at the same moment"
         yield Finding("warning", "guardrails.cooldown", problem, 'keep two apart, such as "3h"')
-    if g.quiet_from == g.quiet_until != 0:
-        problem = "is when they end, so there are no quiet hours, and a nudge may come at night"
-        yield Finding("warning", "guardrails.quiet_from", problem, 'let people sleep, such as from "21:00" to "08:00"')
-    if g.cap_per_week > 7 * g.cap_per_day:
+    if g.cap_per_week > 7 * g.cap_per_day > 0:
         most = 7 * g.cap_per_day
         problem = f"can never be reached: {g.cap_per_day} a day make {most} a week"
         yield Finding("warning", "guardrails.cap_per_week", problem, f"use at most {most}")
-        return
-    gap = g.cooldown if g.cadence is None else max(g.cooldown, g.cadence.every - g.cadence.within)
+    yield from _gaps(g)
+
+
+def _gaps(g: Guardrails) -> Iterator[Finding]:
+    """Yield a night that leaves no day, or is none, and gaps between nudges that leave no room for the caps."""
     awake = DAY - 60.0 * ((g.quiet_until - g.quiet_from) % 1440)
+    if g.quiet_from == g.quiet_until != 0:
+        problem = "is when they end, so there are no quiet hours, and a nudge may come at night"
+        yield Finding("warning", "guardrails.quiet_from", problem, 'let people sleep, such as from "21:00" to "08:00"')
     if awake < 3600:
         problem = f"leave {awake / 60:g} minutes a day"
         yield Finding("warning", "guardrails.quiet_from", f"the quiet hours {problem}", "shorten them")
+    gap = g.cooldown if g.cadence is None else max(g.cooldown, g.cadence.every - g.cadence.within)
     for key, cap, span in (("cap_per_week", g.cap_per_week, WEEK), ("cap_per_day", g.cap_per_day, awake)):
         if gap and (cap - 1) * gap >= span:
             most = int(np.ceil(span / gap))

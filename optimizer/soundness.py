@@ -146,14 +146,12 @@ def _milestones(p: Program) -> Iterator[Finding]:
 
 def _values(p: Program) -> Iterator[Finding]:
     goal = p.event(p.goal)
-    if goal is None or goal.kind != "macro":
-        return
-    if goal.value <= 0:
+    worth = goal.value if goal is not None and goal.kind == "macro" else np.inf
+    if worth <= 0:
         mend = "say what reaching the goal is worth"
-        yield Finding("fault", f"events[{p.goal}].value", f"the goal is worth {goal.value:g}", mend)
-        return
+        yield Finding("fault", f"events[{p.goal}].value", f"the goal is worth {worth:g}", mend)
     for e in p.events:
-        if e.kind == "macro" and e.value <= 0:
+        if e.kind == "macro" and e.value <= 0 and (e is not goal):
             mend = 'say what it is worth, or make it a kind = "micro"'
             yield Finding("warning", f"events[{e.name}].value", f"a macro-action is worth {e.value:g}", mend)
         if e.kind == "micro" and e.value < 0:
@@ -163,8 +161,8 @@ def _values(p: Program) -> Iterator[Finding]:
         if sad and e.value > 0:
             problem = f"is worth {e.value:g}, so a policy would seek it"
             yield Finding("fault", f"events[{e.name}].value", problem, "use a negative value, or 0")
-        if e.kind == "micro" and not e.scaled and e.value >= goal.value:
-            mend = f"use less than the goal's {goal.value:g}"
+        if e.kind == "micro" and not e.scaled and e.value >= worth > 0:
+            mend = f"use less than the goal's {worth:g}"
             yield Finding("warning", f"events[{e.name}].value", "a small step is worth as much as the goal", mend)
 
 
