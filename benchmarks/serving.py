@@ -514,6 +514,12 @@ def main(words: Sequence[str] = ()) -> None:
         found += single(sizes, asked.kinds or tuple(TARGETS), chosen)
     if "workers" in chosen:
         found += double(sizes)
+    load = os.getloadavg()[1]
+    found.append(
+        _row(
+            "load of the machine meanwhile", load, unit="", target="shown: the benchmark itself makes about 2", met=True
+        )
+    )
     if not asked.dry:
         write("memory" if "million" in chosen else "serving", found)
 
