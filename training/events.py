@@ -22,7 +22,7 @@ import pyarrow.parquet
 
 from optimizer.actions import Ints
 from optimizer.events import Decision, Outcome
-from optimizer.program import Program, ProgramError
+from optimizer.program import DAY, Program, ProgramError
 from training import erasure
 
 DECISION, OUTCOME = "decision", "outcome"
@@ -267,11 +267,14 @@ def write(
     write_program(archive, program, text)
     for old in program_folder(archive, program.name).glob(f"date=*/{name}.parquet"):
         old.unlink()
-    days: dict[Path, tuple[list[Decision], list[Outcome]]] = {}
+    days: dict[float, tuple[list[Decision], list[Outcome]]] = {}
     for decision in decisions:
-        days.setdefault(file_of(archive, program.name, at=decision.at, name=name), ([], []))[0].append(decision)
+        days.setdefault(decision.at // DAY, ([], []))[0].append(decision)
     for outcome in outcomes:
-        days.setdefault(file_of(archive, program.name, at=outcome.at, name=name), ([], []))[1].append(outcome)
-    for path, (some, happened) in days.items():
+        days.setdefault(outcome.at // DAY, ([], []))[1].append(outcome)
+    written = {}
+    for day, (some, happened) in days.items():
+        path = file_of(archive, program.name, at=day * DAY, name=name)
         write_file(path, table(some, happened))
-    return {path: len(some) + len(happened) for path, (some, happened) in days.items()}
+        written[path] = len(some) + len(happened)
+    return written
