@@ -112,9 +112,11 @@ def _apart(arguments: str, space: ActionSpace, folder: Path, *, asked: int) -> A
     workspace.finish()
     told = parse(arguments)
     gamma = told.gamma_scale * 300**told.gamma_exponent if told.explore == "squarecb" else 0.0
-    largest = float(np.abs(policy.packed().arrays["parameters"]).max()) * np.abs(x).sum(axis=1)  # of a cost's terms
-    second = np.sort(compiled, axis=1)[:, -2]  # dp = gamma p^2 dcost
-    coarse: Floats = gamma * second**2 * np.finfo(np.float32).eps * largest
+    largest = float(np.abs(policy.packed().arrays["parameters"]).max())
+    sizes = largest * (4 * np.abs(x).sum(axis=1) + 6)  # of a cost's terms: hold and three levels a column; six without
+    terms = 4 * x.shape[1] + 6
+    second = np.sort(compiled, axis=1)[:, -2]  # dp = gamma p^2 dcost, where a cost errs by terms x eps / 2 x sizes
+    coarse: Floats = gamma * second**2 * terms * np.finfo(np.float32).eps / 2.0 * sizes  # Higham (2002), eq. 3.5
     return Apart(off, coarse)
 
 
