@@ -332,16 +332,19 @@ def chart(seeds: Sequence[int], *, decisions: int) -> None:
     mpl.use("agg")
     labels = [*JUDGED, *_tried("linear")]
     colours = dict(zip(labels, mpl.colormaps["tab20"](np.linspace(0.0, 1.0, len(labels))), strict=True))
+    find = partial(_lost, seeds=seeds, decisions=decisions, kept=True)
+    played = {(label, name): find(family, name, label) for family, name in MAIN for label in labels}
     figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), layout="constrained", sharey=True)
-    for axis, (family, name) in zip(axes, MAIN, strict=True):
+    for axis, (_, name) in zip(axes, MAIN, strict=True):
         for label in labels:
-            lost = _lost(family, name, label, seeds=seeds, decisions=decisions, kept=True)
+            lost = played[label, name]
             if not lost:
                 continue
             mean = np.mean([one.floored for one in lost.values()], axis=0)
             style = {"linewidth": 3.0, "zorder": 3} if label in JUDGED else {"linewidth": 1.2}
-            said = label if len(lost) == len(seeds) else f"{label} (fewer seeds)"
+            fewer = any(0 < len(played[label, world]) < len(seeds) for _, world in MAIN)
             at = 500 * np.arange(1, len(mean) + 1)
+            said = f"{label} (fewer seeds)" if fewer else label
             axis.plot(at, 500 * np.cumsum(mean), label=said, color=colours[label], **style)
         axis.set(title=f"{name} world", xlabel="decisions")
     axes[0].set_ylabel("cumulative regret, with floor")
