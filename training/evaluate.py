@@ -427,7 +427,8 @@ def _refuse(dataset: Dataset, targets: Sequence[Target], *, reference: str) -> N
         row = int(np.argmin(np.isfinite(dataset.rounds.rewards)))
         given = dataset.rounds.rewards[row]
         raise ValueError(f"round {row}: the reward is {given}, expected a finite number")
-    if not (chances := np.concatenate([part.propensities > 0 for _, part in blocks(dataset.rounds)])).all():
+    drawn = [part.probabilities[np.arange(len(part)), part.actions] for _, part in blocks(dataset.rounds)]
+    if not (chances := np.concatenate(drawn) > 0).all():
         row = int(np.argmin(chances))
         raise ValueError(
             f"round {row} and {int((~chances).sum()) - 1:,} more: the action taken had no chance by the logged "

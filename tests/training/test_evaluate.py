@@ -228,7 +228,8 @@ def test_a_reward_that_is_no_number_is_refused() -> None:
 def test_an_action_that_had_no_chance_is_refused() -> None:
     rounds = WORLD.dataset.rounds
     vectors = rounds.probabilities.copy()
-    vectors[[3, 8], rounds.actions[[3, 8]]] = 0.0
+    vectors[3] = 0.0  # not even a sum to divide by
+    vectors[8, rounds.actions[8]] = 0.0
     broken = replace(WORLD.dataset, rounds=replace(rounds, probabilities=vectors))
     with pytest.raises(ValueError, match="round 3 and 1 more: the action taken had no chance"):
         evaluate(broken, targets())
