@@ -216,7 +216,7 @@ def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequen
         find = partial(_lost, family, name, seeds=seeds, decisions=decisions, kept=kept)
         grid = {label: lost for label in _tried(family) if (lost := find(label))}
         wanted = (0.5, 0.75) if (family, name) in MAIN else (1.05, 1.05)
-        for kind in JUDGED if grid else ():
+        for kind in (*JUDGED, FORGETTING) if name == "change" else JUDGED:
             ours = find(kind)
             beside = {label: lost for label, lost in grid.items() if lost.keys() & ours.keys()}
             for peer, said, most in _against(ours, beside, *wanted):

@@ -137,9 +137,9 @@ def _taken(array: Floats, at: Ints) -> Floats:
 class Vowpal(Kept):
     """Vowpal Wabbit's contextual bandit over the factors of an action, compiled to arrays.
 
-    It gives the probabilities of VW's own `predict` on the same model, to 1e-5; where `--gamma_scale` is large and costs
-    nearly tie, as near as VW's float32 allows (7e-5 at most in 10,000 contexts at 1000). Not centred: on confounded logs
-    prefer `thompson`. VW minimises, so rewards are negated in here and nowhere else.
+    It gives the probabilities of VW's own `predict` on the same model, to 1e-5; where `--gamma_scale` is large and
+    costs nearly tie, as near as VW's float32 allows (7e-5 at most in 10,000 contexts at 1000). Not centred: on
+    confounded logs prefer `thompson`. VW minimises, so rewards are negated in here and nowhere else.
 
     Args:
         space: the actions and features.
