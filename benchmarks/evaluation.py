@@ -58,9 +58,11 @@ print(json.dumps({"values": values, "seconds": time.process_time() - began}))
 def peer() -> Path:
     """Return the interpreter of sb-obp's own environment, made if it is not there."""
     python = CACHE / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(CACHE)], check=True)
+    ready = CACHE / "ready"
+    if not ready.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(CACHE)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", PEER], check=True)
+        ready.touch()
     return python
 
 

@@ -21,6 +21,7 @@ from optimizer.policy import Rounds
 from optimizer.program import DAY, MINOR_UNITS, Program
 from training import events as log
 from training.ope import SUM_TOLERANCE
+from training.vectors import SIZE, room
 
 _CONTEXTS = msgspec.json.Decoder(dict[str, Scalar])
 _CHECKED = 8_192
@@ -273,7 +274,7 @@ def _join(
     stages = columns["stage"].astype(np.intp)
     rounds = Rounds(
         contexts=encode(program, columns),
-        allowed=vectors > 0,
+        allowed=_positive(vectors),
         probabilities=vectors,
         actions=actions,
         rewards=rewards,
@@ -327,7 +328,7 @@ def _aligned(
         given that no such action was drawn, and rounds that drew one are left out.
     """
     n = len(decisions)
-    vectors = np.zeros((n, space.k), dtype=np.float32)
+    vectors = room((n, space.k), np.float32)
     actions = np.full(n, HOLD, dtype=np.intp)
     known = np.ones(n, dtype=np.bool_)
     version = _objects(decisions["program_version"])
@@ -347,6 +348,14 @@ def _aligned(
         known[rows] = target[drawn[rows]] >= 0
         actions[rows] = np.maximum(target[drawn[rows]], HOLD)
     return vectors, actions, known
+
+
+def _positive(vectors: Floats32) -> Bools:
+    """Shape (n, k): which probabilities are above 0, a block at a time."""
+    found = room(vectors.shape, np.bool_)
+    for start in range(0, len(vectors), SIZE):
+        found[start : start + SIZE] = vectors[start : start + SIZE] > 0
+    return found
 
 
 class Sums:

@@ -4,9 +4,12 @@ A million rounds of 301 actions have 1.5 GB of probabilities and masks. All that
 `blocks`, and what was read is given back.
 """
 
+import contextlib
+import ctypes
 import mmap
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +20,12 @@ from optimizer.policy import Rounds
 SIZE = 4_096
 """Rounds worked on at a time: an (n, k) array of them is ten megabytes."""
 
+_MMAP_THRESHOLD = -3
 LARGE = 1 << 28
 """Bytes from which an array has a file of its own."""
 
 
-def room(shape: tuple[int, int], dtype: npt.DTypeLike, *, large: int = LARGE) -> npt.NDArray[np.generic]:
+def room(shape: tuple[int, ...], dtype: npt.DTypeLike, *, large: int = LARGE) -> npt.NDArray[Any]:
     """Return an array of zeros (n, k), in a file without a name where it is large.
 
     >>> type(room((2, 3), np.float32)).__name__, type(room((2, 3), np.float32, large=1)).__name__
@@ -29,8 +33,15 @@ def room(shape: tuple[int, int], dtype: npt.DTypeLike, *, large: int = LARGE) ->
     """
     if np.dtype(dtype).itemsize * shape[0] * shape[1] < large:
         return np.zeros(shape, dtype=dtype)
+    _return_memory()
     with tempfile.TemporaryFile(prefix="nudge-vectors-") as file:  # it goes with the last that reads it
         return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+
+def _return_memory() -> None:
+    """Give freed blocks back to the system at once: glibc keeps them otherwise, as large as they come by and by."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
 
 
 def own_pages(n: int) -> Floats:

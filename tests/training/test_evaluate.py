@@ -13,6 +13,7 @@ from training.balancing import PRIORS
 from training.evaluate import Evaluation, Target, baselines, best_fixed, deployed, evaluate, today
 from training.ope import ESTIMATORS
 from training.reward_model import cross_fit
+from training.vectors import room
 
 WORLD = made_up(n=5_000, seed=11)
 PROGRAM = WORLD.dataset.program
@@ -64,6 +65,19 @@ def test_a_paired_difference_is_surer_than_two_values_apart(result: Evaluation) 
     good, today_ = result.score("good"), result.score("today")
     assert good.lift.value == pytest.approx(good.value.value - today_.value.value)
     assert good.lift.error < np.hypot(good.value.error, today_.value.error)
+
+
+def test_vectors_in_a_file_change_nothing(result: Evaluation) -> None:
+    """As a long log is read: what was let go of is there again."""
+    rounds = WORLD.dataset.rounds
+    filed = {
+        name: room(getattr(rounds, name).shape, getattr(rounds, name).dtype, large=1)
+        for name in ("allowed", "probabilities")
+    }
+    for name, array in filed.items():
+        array[:] = getattr(rounds, name)
+    again = evaluate(replace(WORLD.dataset, rounds=replace(rounds, **filed)), targets())
+    assert again.to_json() == result.to_json()
 
 
 def test_reading_in_blocks_changes_nothing(result: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
