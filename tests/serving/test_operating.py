@@ -37,7 +37,10 @@ scaled = true
 def settings(tmp_path: Path) -> Iterator[Settings]:
     write_program(tmp_path)
     with embedded.serve(tmp_path / "store") as server:
-        yield Settings(home=tmp_path, redis_url=server.url, follow_seconds=0.02)
+        # A machine that stands still for a second is not what is tested.
+        yield Settings(
+            home=tmp_path, redis_url=server.url, follow_seconds=0.02, decide_seconds=20.0, store_seconds=20.0
+        )
 
 
 @pytest.fixture

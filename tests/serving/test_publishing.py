@@ -210,7 +210,10 @@ async def test_a_policy_is_swapped_under_load_without_a_failed_request(tmp_path:
         Uniform(program.space),
     ]
     with embedded.serve(tmp_path / "store") as server:
-        settings = Settings(home=tmp_path, redis_url=server.url, follow_seconds=0.02)
+        # A machine that stands still for a second is not what is tested.
+        settings = Settings(
+            home=tmp_path, redis_url=server.url, follow_seconds=0.02, decide_seconds=20.0, store_seconds=20.0
+        )
         with running(settings) as service:
             async with asking(service) as client:
                 stopping, answers = asyncio.Event(), []
