@@ -213,8 +213,8 @@ def read(
     sums, sizes = np.zeros((len(people), width)), np.zeros((len(people), width))
     readings: dict[str, Reading] = {}
     drawn = own_pages(n)
-    tallies: list[Tally] = []
-    balances: list[balancing.Sums] = []
+    counts: Tally | None = None
+    balance: balancing.Sums | None = None
     for start in range(0, n, SIZE):
         block = slice(start, start + SIZE)
         part = dataset.take(block)
@@ -231,16 +231,17 @@ def read(
         for name, found in asked.items():
             reading = _reading(part, found, prepared)
             readings.setdefault(name, reading.room(dataset.rounds.rewards, drawn)).fill(block, reading)
-        balances.append(balancing.sums(part.rounds, asked))
+        balanced_by, counted = balancing.sums(part.rounds, asked), diagnostics.tally(part.rounds, space)
+        balance = balanced_by if balance is None else balance + balanced_by  # summed at once: a block has megabytes
+        counts = counted if counts is None else counts + counted
         terms = _contrasts(part.rounds, q[REWARD], space)
         known = np.isfinite(terms)
         np.add.at(sums, codes[block], np.where(known, terms, 0.0))
         np.add.at(sizes, codes[block], known)
-        tallies.append(diagnostics.tally(part.rounds, space))
         give_back(dataset.rounds)
         tick(min(start + SIZE, n), n)
-    counts = sum(tallies[1:], start=tallies[0])
-    balance = sum(balances[1:], start=balances[0])
+    if balance is None or counts is None:
+        raise ValueError("a log without rounds cannot be read")
     ridged, odds = balancing.weights(dataset.rounds, balance, space), balancing.odds(balance, space)
     whole = {name: replace(reading, ridged=ridged[name], odds=odds) for name, reading in readings.items()}
     return Seen(whole, sums, sizes, counts.drawn, counts)
