@@ -52,7 +52,7 @@ from msgspec import Meta
 from optimizer.actions import HOLD, Floats
 from optimizer.customer import cohort, columns_of, encode, features, new_customer, snapshots
 from optimizer.events import Decision, Outcome, Scalar
-from optimizer.program import Name, Program, Rule
+from optimizer.program import DAY, Name, Program, Rule
 from training import events as log
 from training import propensities
 from training.ope import SUM_TOLERANCE
@@ -281,8 +281,9 @@ def _records(
     rewards = _rewards(meaning, table, place=place)
     actions = _actions(meaning, program, table)
     who = _customers(meaning, table, place=place)
-    at = _apart(_times(meaning, table, place=place), who)
-    names = _ids(meaning, table, place=place)
+    times = _times(meaning, table, place=place)
+    at = _apart(times, who)
+    names = _ids(meaning, table, times=times, place=place)
     contexts = _contexts(meaning, program, table, at=at)
     vectors = _vectors(meaning, program, table, actions=actions, contexts=contexts, who=who, place=place)
     decisions, outcomes = [], []
@@ -377,11 +378,14 @@ def _rewards(meaning: Meaning, table: pa.Table, *, place: _Place) -> Floats:
     return rewards
 
 
-def _ids(meaning: Meaning, table: pa.Table, *, place: _Place) -> list[str]:
-    """Return the rows' own ids, or made ones; ValueError names the second row of an id."""
+def _ids(meaning: Meaning, table: pa.Table, *, times: Sequence[float], place: _Place) -> list[str]:
+    """Return the rows' own ids, or made ones; ValueError names the second row of an id.
+
+    Without ids, rows of a customer that say the same are one round told twice, unless the times tell only the day.
+    """
     column = meaning.columns.id
     if column is None:
-        if meaning.columns.customer and meaning.at in table.column_names:
+        if meaning.columns.customer and len({t % DAY for t in times}) > 1:
             _refuse_twins(table, meaning.columns.customer, place=place)
         return [f"{place.file}#{i}" for i in range(len(table))]
     names: list[str] = table[column].cast(pa.string()).to_pylist()

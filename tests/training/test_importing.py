@@ -109,7 +109,7 @@ def test_a_range_and_vectors_must_be_declared_whole(tmp_path: Path) -> None:
 def test_times_numbers_and_twins_are_refused_with_their_row(tmp_path: Path) -> None:
     head = HEAD.replace('at = "2026-01-31"', 'at = "when"').replace('id = "id"\n', "")
     (tmp_path / "map.toml").write_text(head + '[context]\nx = "number"\n')
-    good = ["a,none,0,0.5,0.5,1.5,2026-01-01T10:00:00", "b,coupon,1,0.25,0.75,0.5,2026-01-01T10:00:00"]
+    good = ["a,none,0,0.5,0.5,1.5,2026-01-01T10:00:00", "b,coupon,1,0.25,0.75,0.5,2026-01-01T10:05:00"]
     for row, said in (
         ("c,none,1,0.5,0.5,1.0,yesterday", r"row 4, column when: 'yesterday' is no date"),
         ("c,none,1,0.5,0.5,inf,2026-01-01T10:00:00", r"row 4, column x: '?inf'? is not known; write a number"),
@@ -120,3 +120,6 @@ def test_times_numbers_and_twins_are_refused_with_their_row(tmp_path: Path) -> N
         with pytest.raises(ValueError, match=rf"log\.csv: {said}"):
             read(tmp_path, file)
     assert not (tmp_path / "archive").exists()
+    only_days = [row.partition("T")[0] for row in (*good, good[0])]  # twice on a day is no twin
+    file.write_text("\n".join(["who,action,reward,p_none,p_coupon,x,when", *only_days]) + "\n")
+    assert read(tmp_path, file).rounds == 3
