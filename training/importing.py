@@ -11,7 +11,8 @@ action = "segment"
 propensity = 0.3333333333333333         # the chance of the action taken: a number, or a column; leave it out where
                                         # the log has none: it is estimated from [context], and marked so everywhere
 reward = "visit"                        # customer = "..." too, where one customer has several rows; id = "..." where
-                                        # rows have one: the same id twice is refused
+                                        # rows have one: the same id twice is refused. Without ids, rows with a
+                                        # customer and a time are known by what they say, in whatever file
 
 [actions]                               # what the log calls them: ours, as incentive/tone/timing
 "No E-Mail" = "hold"
@@ -37,6 +38,7 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -384,29 +386,29 @@ def _ids(meaning: Meaning, table: pa.Table, *, times: Sequence[float], place: _P
     Without ids, rows of a customer that say the same are one round told twice, unless the times tell only the day.
     """
     column = meaning.columns.id
+    if column is None and meaning.columns.customer and len({t % DAY for t in times}) > 1:
+        said = [repr(told).encode() for told in zip(*(c.to_pylist() for c in table.columns), strict=True)]
+        made = [blake2b(told, digest_size=12).hexdigest() for told in said]  # whatever the file is called
+        mend = "a round is counted once: leave one of them out, or name the column of their ids as columns.id"
+        _refuse_twins(made, meaning.columns.customer, problem="says the same as row {first}", mend=mend, place=place)
+        return made
     if column is None:
-        if meaning.columns.customer and len({t % DAY for t in times}) > 1:
-            _refuse_twins(table, meaning.columns.customer, place=place)
         return [f"{place.file}#{i}" for i in range(len(table))]
     names: list[str] = table[column].cast(pa.string()).to_pylist()
-    seen: dict[str, int] = {}
-    for row, name in enumerate(names):
-        if not name:
-            raise place.error(row, column, "is empty", "give each row an id, or leave columns.id out")
-        if name in seen:
-            problem = f"{name!r} is the id of row {seen[name] + place.first} too"
-            raise place.error(row, column, problem, "a round is counted once: leave one of them out")
-        seen[name] = row
+    if not all(names):
+        row = next(row for row, name in enumerate(names) if not name)
+        raise place.error(row, column, "is empty", "give each row an id, or leave columns.id out")
+    mend = "a round is counted once: leave one of them out"
+    _refuse_twins(names, column, problem="{name!r} is the id of row {first} too", mend=mend, place=place)
     return names
 
 
-def _refuse_twins(table: pa.Table, column: str, *, place: _Place) -> None:
-    """Refuse a row that says of a customer and a moment the very same as another row."""
-    seen: dict[tuple[object, ...], int] = {}
-    for row, told in enumerate(zip(*(c.to_pylist() for c in table.columns), strict=True)):
-        if (first := seen.setdefault(told, row)) != row:
-            mend = "a round is counted once: leave one of them out, or name the column of their ids as columns.id"
-            raise place.error(row, column, f"says the same as row {first + place.first}", mend)
+def _refuse_twins(names: Sequence[str], column: str, *, problem: str, mend: str, place: _Place) -> None:
+    """Refuse the second row of an id; `problem` has a place for its name and for the first."""
+    seen: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if (first := seen.setdefault(name, row)) != row:
+            raise place.error(row, column, problem.format(name=name, first=first + place.first), mend)
 
 
 def _propensities(meaning: Meaning, table: pa.Table, *, place: _Place) -> Floats:

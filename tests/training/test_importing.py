@@ -110,16 +110,22 @@ def test_times_numbers_and_twins_are_refused_with_their_row(tmp_path: Path) -> N
     head = HEAD.replace('at = "2026-01-31"', 'at = "when"').replace('id = "id"\n', "")
     (tmp_path / "map.toml").write_text(head + '[context]\nx = "number"\n')
     good = ["a,none,0,0.5,0.5,1.5,2026-01-01T10:00:00", "b,coupon,1,0.25,0.75,0.5,2026-01-01T10:05:00"]
+    file = tmp_path / "log.csv"
     for row, said in (
         ("c,none,1,0.5,0.5,1.0,yesterday", r"row 4, column when: 'yesterday' is no date"),
         ("c,none,1,0.5,0.5,inf,2026-01-01T10:00:00", r"row 4, column x: '?inf'? is not known; write a number"),
         (good[0], r"row 4, column who: says the same as row 2; a round is counted once"),
     ):
-        file = tmp_path / "log.csv"
         file.write_text("\n".join(["who,action,reward,p_none,p_coupon,x,when", *good, row]) + "\n")
         with pytest.raises(ValueError, match=rf"log\.csv: {said}"):
             read(tmp_path, file)
     assert not (tmp_path / "archive").exists()
+    file.write_text("\n".join(["who,action,reward,p_none,p_coupon,x,when", *good]) + "\n")
+    read(tmp_path, file)
+    read(tmp_path, file.rename(tmp_path / "again.csv"))  # the same rounds, whatever the file is called
+    (text,) = (tmp_path / "archive" / "program=mine" / "versions").glob("*.toml")
+    assert len(dataset.load(tmp_path / "archive", Program.parse(text.read_text(), source="mine.toml")).rounds) == 2
+    file = tmp_path / "days.csv"
     only_days = [row.partition("T")[0] for row in (*good, good[0])]  # twice on a day is no twin
     file.write_text("\n".join(["who,action,reward,p_none,p_coupon,x,when", *only_days]) + "\n")
     assert read(tmp_path, file).rounds == 3
