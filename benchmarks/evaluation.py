@@ -45,7 +45,7 @@ tau, shrinkage, resamples = float(sys.argv[2]), float(sys.argv[3]), int(sys.argv
 given = dict(reward=a["reward"], action=a["action"], pscore=a["pscore"], action_dist=a["target"][:, :, None],
     estimated_rewards_by_reg_model=a["q"][:, :, None])
 estimators = dict(ips=InverseProbabilityWeighting(), snips=SelfNormalizedInverseProbabilityWeighting(),
-    dm=DirectMethod(), dr=DoublyRobust(), sndr=SelfNormalizedDoublyRobust(), switch=SwitchDoublyRobust(tau=tau),
+    dm=DirectMethod(), dr=DoublyRobust(), sndr=SelfNormalizedDoublyRobust(), switch=SwitchDoublyRobust(lambda_=tau),
     dros=DoublyRobustWithShrinkage(lambda_=shrinkage))
 values = {n: float(e.estimate_policy_value(**given)) for n, e in estimators.items()}
 began = time.process_time()
