@@ -69,7 +69,7 @@ def lever(rounds: Rounds, space: ActionSpace, *, order: Order) -> Lever:
     loops = _compiled()
     probabilities = np.ascontiguousarray(rounds.probabilities)
     actions = np.ascontiguousarray(rounds.actions, dtype=np.intp)
-    loops(probabilities, actions, design.members, design.cells, design.sizes, rows)
+    loops(probabilities, actions, design.members, design.cells, design.sizes, space.shape, order == 1, rows)
     return Lever(rows, design.columns)
 
 
@@ -114,27 +114,74 @@ def _compiled() -> Callable[..., None]:
     return compile_loops(_solve)
 
 
-def _solve(  # noqa: C901, PLR0912, PLR0917  (numba takes arguments by position, and wants its loops in one place)
-    logged: Floats32, actions: Ints, members: Members, cells: Members, sizes: Ints, rows: Floats
+def _solve(  # noqa: C901, PLR0912, PLR0915, PLR0917  (numba takes arguments by position, and wants its loops in one place)
+    logged: Floats32,
+    actions: Ints,
+    members: Members,
+    cells: Members,
+    sizes: Ints,
+    shape: tuple[int, int, int],
+    levels_only: bool,  # noqa: FBT001
+    rows: Floats,
 ) -> None:
     """Write `G^+ f` into rows (n, p), for f in the range of G: a slight ridge, then its error taken out again."""
     n, p = rows.shape
     k = logged.shape[1]
     flat, factor, left = np.empty(p * p), np.empty((p, p)), np.empty(p)
     gram = flat.reshape(p, p)
+    first, second, third = shape
+    # Shares of two levels together: incentive and tone, incentive and timing, tone and timing.
+    it, im, tm = np.empty((first, second)), np.empty((first, third)), np.empty((second, third))
+    tones, timings = first, first + second - 1  # the column of a level is that plus the level
     for row in range(n):
-        total = 0.0
-        for a in range(k):
-            total += logged[row, a]
         flat[:] = 0.0
-        for a in range(k):
-            share = logged[row, a] / total
-            if share > 0.0:
-                for i in range(sizes[a]):
-                    for j in range(i, sizes[a]):
-                        flat[cells[a, i, j]] += share
+        total = float(logged[row, 0])
+        if levels_only:  # all there is to G are shares of two levels, and the nudges lie in a grid
+            im[:] = 0.0
+            tm[:] = 0.0
+            a = 1
+            for i in range(first):
+                for t in range(second):
+                    both = 0.0
+                    for m in range(third):
+                        both += logged[row, a + m]
+                        im[i, m] += logged[row, a + m]
+                        tm[t, m] += logged[row, a + m]
+                    it[i, t] = both
+                    total += both
+                    a += third
+            gram[0, 0] = total
+            for i in range(first):
+                for t in range(second):
+                    gram[0, 1] += it[i, t]
+                    if i > 0:
+                        gram[0, 1 + i] += it[i, t]
+                    if t > 0:
+                        gram[0, tones + t] += it[i, t]
+                    if i > 0 and t > 0:
+                        gram[1 + i, tones + t] = it[i, t]
+            for m in range(1, third):
+                for t in range(second):
+                    gram[0, timings + m] += tm[t, m]
+                    if t > 0:
+                        gram[tones + t, timings + m] = tm[t, m]
+                for i in range(1, first):
+                    gram[1 + i, timings + m] = im[i, m]
+            for c in range(1, p):
+                gram[1, c] = gram[0, c]
+                gram[c, c] = gram[0, c]
+        else:
+            total = 0.0
+            for a in range(k):
+                share = float(logged[row, a])
+                total += share
+                if share > 0.0:
+                    for i in range(sizes[a]):
+                        for j in range(i, sizes[a]):
+                            flat[cells[a, i, j]] += share
         for i in range(p):
             for j in range(i, p):
+                gram[i, j] /= total
                 factor[i, j] = gram[i, j]
                 gram[j, i] = gram[i, j]
             factor[i, i] += _RIDGE
@@ -147,21 +194,25 @@ def _solve(  # noqa: C901, PLR0912, PLR0917  (numba takes arguments by position,
                 if by != 0.0:
                     for j in range(i, p):
                         factor[i, j] -= by * factor[c, j]
+        for i in range(p):
+            for j in range(i):
+                factor[i, j] = factor[j, i]
         found = rows[row]
         found[:] = 0.0
-        for _ in range(_PASSES):
+        for again in range(_PASSES):
             left[:] = 0.0
             for i in range(sizes[actions[row]]):
                 left[members[actions[row], i]] = 1.0
-            for i in range(p):
-                for j in range(p):
-                    left[j] -= gram[i, j] * found[i]
+            if again:
+                for i in range(p):
+                    for j in range(p):
+                        left[j] -= gram[i, j] * found[i]
             for i in range(p):
                 left[i] /= factor[i, i]
                 for j in range(i + 1, p):
                     left[j] -= factor[i, j] * left[i]
             for i in range(p - 1, -1, -1):
-                for j in range(i + 1, p):
-                    left[i] -= factor[i, j] * left[j]
                 left[i] /= factor[i, i]
                 found[i] += left[i]
+                for j in range(i):  # of the copy below the diagonal: side by side, so several at once
+                    left[j] -= factor[i, j] * left[i]
