@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -198,7 +199,25 @@ def _rows(console: Console, title: str, rows: Sequence[Mapping[str, object]]) ->
         table.add_column(_words(name), justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_text(row.get(name)) for name in names))
+    if len(rows) <= len(names) and _width(table) > console.width:
+        table = _on_its_side(rows, names, title=title)
     console.print(table)
+
+
+def _width(table: Table) -> int:
+    """Return how wide a table is where there is room."""
+    endless = Console(width=10_000)
+    return Measurement.get(endless, endless.options, table).maximum
+
+
+def _on_its_side(rows: Sequence[Mapping[str, object]], names: Sequence[str], *, title: str) -> Table:
+    """Return a table of few rows and many columns with a line for each column."""
+    table = Table(title=title or None, title_justify="left", show_header=False)
+    for _ in range(1 + len(rows)):
+        table.add_column(overflow="fold")
+    for name in names:
+        table.add_row(f"[bold]{_words(name)}[/bold]", *(_text(row.get(name)) for row in rows))
+    return table
 
 
 def _with_intervals(row: Mapping[str, object]) -> dict[str, object]:

@@ -20,6 +20,15 @@ def test_an_interval_stands_beside_its_number(capsys: pytest.CaptureFixture[str]
     assert "low" not in said
 
 
+def test_a_table_too_wide_for_the_terminal_lies_on_its_side(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"policy": name, **{f"a_measure_{i}": "1.25 ± 0.25" for i in range(5)}} for name in ("hold", "thompson")]
+    output.show(rows, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("1.25 ± 0.25" in line for line in lines) == 5
+    assert max(map(len, lines)) <= 50
+    assert any(line.split() == ["│", "policy", "│", "hold", "│", "thompson", "│"] for line in lines)
+
+
 def test_sentences_have_a_line_each_and_long_tables_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     reasons = ["a reason that takes more letters than a narrow column of a table has for it", "another [bold] one"]
     output.show({"reasons": reasons, "names": ["a", "b"], "rows": [{"x": 1}] * 3}, as_json=False, long=("rows",))
