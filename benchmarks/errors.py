@@ -5,12 +5,12 @@ and effects that add up, act in pairs, or only all three together. The error is 
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from benchmarks.results import Row, write
+from benchmarks.results import Row, read, write
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.policy import Rounds
 from training import balancing
@@ -22,6 +22,8 @@ from training.reward_model import cross_fit
 SPACE = ActionSpace(("a", "b", "c", "d", "e"), ("w", "x", "y", "z"), ("1", "2", "3"), features=("one", "u", "v", "w"))
 WORLDS = ("additive", "pairwise", "three-way", "flat", "heavy")
 SIZES = (3_000, 5_000, 10_000)
+FIRST = 1_000
+"""The first seed: the constants of what is reported were chosen while looking at seeds below."""
 
 Kind = Literal["additive", "pairwise", "three-way", "flat", "heavy"]
 
@@ -90,7 +92,7 @@ def _softmax(scores: Floats, allowed: Bools, *, floor: float) -> Floats:
 def errors(kind: Kind, *, n: int, replications: int) -> dict[str, float]:
     """Return each estimator's relative root mean squared error, that of what is reported under `reported`."""
     misses: dict[str, list[float]] = {}
-    for seed in range(replications):
+    for seed in range(FIRST, FIRST + replications):
         rng = np.random.default_rng([seed, n, WORLDS.index(kind)])
         given = world(kind, rng)
         rounds, target, truth = log(given, rng, n=n)
@@ -107,9 +109,8 @@ def errors(kind: Kind, *, n: int, replications: int) -> dict[str, float]:
     return {name: float(np.sqrt(np.mean(np.square(x)))) for name, x in misses.items()}
 
 
-def rows(*, replications: int) -> Iterator[Row]:
-    """Yield the error of what is reported, in every world and size, beside DR's and the best single estimator's."""
-    kinds: tuple[Kind, ...] = ("additive", "pairwise", "three-way", "flat", "heavy")
+def rows(kinds: Sequence[Kind], *, replications: int) -> Iterator[Row]:
+    """Yield the error of what is reported, in worlds of each size, beside DR's and the best single estimator's."""
     for kind in kinds:
         for n in SIZES:
             found = errors(kind, n=n, replications=replications)
@@ -152,10 +153,14 @@ def main() -> None:
     """Measure and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replications", type=int, default=100)
+    parser.add_argument(
+        "--worlds", nargs="*", default=WORLDS, choices=WORLDS, help="rows of the others stay as they are"
+    )
     asked = parser.parse_args()
-    found = list(rows(replications=asked.replications))
+    found = list(rows(asked.worlds, replications=asked.replications))
     if asked.replications >= 100:
-        write("errors", found)
+        earlier = read()["errors"]["rows"] if "errors" in read() else []
+        write("errors", [*found, *(row for row in earlier if not any(f", {k}, " in row["name"] for k in asked.worlds))])
 
 
 if __name__ == "__main__":
