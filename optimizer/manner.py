@@ -8,7 +8,6 @@ Complaint = tuple[str, str]
 """A problem and its mend."""
 
 _YOU_ARE = r"(?:you are|you're|youre)"
-_YOU_WILL = r"(?:you will|you'll|youll|you would|you'd)"
 _DO_NOT = r"(?:do not|don't|dont)"
 _HAVE_NOT = r"(?:have not|haven't|havent|have you not|did not|didn't|didnt)"
 

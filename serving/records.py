@@ -201,8 +201,3 @@ def decode_event(kind: bytes, payload: bytes) -> Event:
     if kind not in _events:
         raise ValueError(f"the log holds an entry of kind {kind!r}: expected one of {sorted(KINDS)}; upgrade")
     return _events[kind].decode(payload)
-
-
-def kind_of(event: Event) -> str:
-    """Return the kind under which an event is logged."""
-    return type(event).__name__.lower()
