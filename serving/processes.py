@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvicorn
 
-from serving import auth, embedded, settings
+from serving import auth, embedded, settings, wire
 from serving.metrics import alive
 from serving.settings import Settings
 
@@ -77,7 +77,7 @@ def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) 
                 port=port,
                 workers=workers,
                 loop="uvloop",
-                http="httptools",
+                http=wire.Protocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -13,6 +13,7 @@ import aiohttp
 import uvicorn
 from fastapi import FastAPI
 
+from serving import wire
 from serving.app import create_app
 from serving.service import Service
 from serving.settings import Settings
@@ -52,7 +53,9 @@ def running(settings: Settings) -> Iterator[Running]:
     app = create_app(settings)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=wire.Protocol, log_config=None, access_log=False, lifespan="on")
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
