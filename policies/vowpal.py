@@ -7,7 +7,6 @@ parsing 300 of them. `ips` and `dr` learn from all allowed actions, which are pa
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, NamedTuple, NoReturn, Self
@@ -20,11 +19,9 @@ from optimizer.policy import Rounds
 from policies import saved
 from policies.factored import Statistics
 from policies.inputs import check, check_rounds
-from policies.ladders import Ladders
-from policies.layout import Layout, layout
-from policies.posterior import Weights, effects, weights
+from policies.layout import PAIRS, Layout, layout
 from policies.saved import Array, Kept, Saved
-from policies.squarecb import Scale, weigh
+from policies.vowpal_arithmetic import NIL, Sums, inverse_gap, raised, read, votes
 
 CB_TYPES = ("mtr", "ips", "dr")
 
@@ -43,6 +40,8 @@ _REFUSED = {
     "--cover": "its members are weighted by state that cannot be read out; use --bag",
     "--softmax": "its probabilities follow the unit of reward; use --squarecb",
     "--greedify": "use --bag without it, so that members vote",
+    "--l1": "weights are cut by state that VW keeps beside them and does not tell; leave it out",
+    "--l2": "weights are shrunk by state that VW keeps beside them and does not tell; leave it out",
     "--first_only": "ties are shared evenly here, as VW does by default; leave it out",
 }
 
@@ -66,6 +65,11 @@ class Arguments(NamedTuple):
     members: int
     bits: int
     cb_type: str
+
+    @property
+    def least(self) -> float:
+        """Least probability of an action, times their number, as it is used: VW takes more than 0.999 for 1."""
+        return 1.0 if self.epsilon > 0.999 and self.explore != "epsilon" else self.epsilon
 
 
 class Learned(NamedTuple):
@@ -98,31 +102,31 @@ class Learned(NamedTuple):
             _taken(self.hold, _places(other.columns, self.layout.columns)),
         )
 
-    def member(self, at: int) -> "Member":
-        """Return one member of the bag, ready to score."""
-        used = weights(self.layout, self.parameters[:, at])
-        constants: Floats = self.layout.level_features[1:] @ self.constants[:, at]
-        return Member(
-            self.layout, Weights(used.levels, used.cells + constants), self.hold[:, at], -self.constants[0, at]
+    def sums(self, at: int) -> Sums:
+        """Return what one member of the bag adds up: an action's levels, the columns, the pairs, the slopes."""
+        named, levels, columns = self.layout, self.layout.space.levels, range(len(self.layout.columns))
+        parameters, constants = self.parameters[:, at], self.constants[:, at]
+        slopes, pairs = parameters[: named.mains].reshape(len(named.levels), -1), parameters[named.mains :]
+        offsets = 1 + np.cumsum((0, *named.space.shape[:2]))
+        starts = np.cumsum([0, *(named.space.shape[a] * named.space.shape[b] for a, b in PAIRS)])
+
+        def by_action(of_levels: Floats, factor: int) -> Floats:
+            each: Floats = np.moveaxis(of_levels[offsets[factor] + levels[:, factor]], 0, -1)
+            each[..., 0] = 0.0 if factor else -of_levels[0]  # hold stands where incentives do
+            return each
+
+        def together(a: int, b: int) -> Floats:
+            each: Floats = pairs[starts[PAIRS.index((a, b))] + levels[:, a] * named.space.shape[b] + levels[:, b]]
+            each[0] = 0.0
+            return each
+
+        alone = np.repeat((self.hold[:, at] + slopes[0])[:, None], len(levels), axis=1)  # `hold` has its slopes in it
+        return Sums.of(
+            *((by_action(constants, factor), [-1]) for factor in (0, 1, 2)),
+            (alone, columns),
+            *((together(a, b), [-1]) for a, b in ((0, 2), (0, 1), (1, 2))),  # VW sorts pairs of namespaces: im it tm
+            *((by_action(slopes, factor), columns) for factor in (0, 2, 1)),  # xh or xi, xm, xt
         )
-
-
-class Member(NamedTuple):
-    """One linear model of the costs."""
-
-    layout: Layout
-    weights: Weights
-    hold: Floats
-    constant: float
-
-    def gains(self) -> Weights:
-        """Return the weights of what an action saves over hold."""
-        return Weights(-self.weights.levels, -self.weights.cells)
-
-    def costs(self, contexts: Floats) -> Floats:
-        """Return the costs (n, k) that VW predicts."""
-        hold: Floats = self.layout.design(contexts) @ self.hold + self.constant
-        return effects(self.layout, self.weights, contexts) + hold[:, None]
 
 
 def _places(names: tuple[str, ...], among: tuple[str, ...]) -> Ints:
@@ -137,14 +141,15 @@ def _taken(array: Floats, at: Ints) -> Floats:
 class Vowpal(Kept):
     """Vowpal Wabbit's contextual bandit over the factors of an action, compiled to arrays.
 
-    It gives the probabilities of VW's own `predict` on the same model, to 1e-5; where `--gamma_scale` is large and
-    costs nearly tie, as near as VW's float32 allows (7e-5 at most in 10,000 contexts at 1000). Not centred: on
-    confounded logs prefer `thompson`. VW minimises, so rewards are negated in here and nowhere else.
+    It gives the probabilities of VW's own `predict` on the same model and the text of the same numbers, to 1e-5: its
+    costs are VW's to the last bit (`vowpal_arithmetic`). Not centred: on confounded logs prefer `thompson`. VW
+    minimises, so rewards are negated in here and nowhere else.
 
     Args:
         space: the actions and features.
         arguments: VW's own: one of `--squarecb`, `--epsilon e` and `--bag n`, with `--gamma_scale`, `--gamma_exponent`,
-            `--cb_type`, `-l`, `--power_t`, `--l1`, `--l2`, `-b`, `--random_seed`. Those with known faults are refused.
+            `--cb_type`, `-l`, `--power_t`, `-b`, `--random_seed`; `--epsilon` beside another is the least probability.
+            Those with known faults are refused.
 
     >>> space = ActionSpace(("badge",), ("warm",), ("now",), features=("bias",))
     >>> policy = Vowpal(space, arguments="--epsilon 0.1")
@@ -162,24 +167,19 @@ class Vowpal(Kept):
 
     def _become(self, learned: Learned, *, model: bytes, n: int) -> None:
         self._learned, self._model, self._n = learned, model, n
-        used = learned.under(layout(self.space))
-        self._members = [used.member(at) for at in range(self._told.members)]
-        self._gains = self._members[0].gains()
-        self._ladders = Ladders.of(replace(self.space, ladders=()))  # VW's answers are served as they are
+        self._named = layout(self.space)
+        used = learned.under(self._named)
+        self._members = [used.sums(at) for at in range(self._told.members)]
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
-        told, voted = self._told, np.zeros(allowed.shape)
+        told, values = self._told, read(self._named.design(contexts))
+        costs = [member.costs(values) for member in self._members]
         if told.explore == "squarecb":
-            scale = Scale(flat=told.gamma_scale * self._n**told.gamma_exponent)
-            named = self._members[0].layout
-            ladders = self._ladders
-            return weigh(named, self._gains, contexts, allowed=allowed, prices=prices, ladders=ladders, scale=scale)
-        for member in self._members:
-            costs = np.where(allowed, member.costs(contexts) + prices, np.inf)
-            best = _tied(costs)
-            voted += best / best.sum(axis=1, keepdims=True) / told.members
-        return _at_least(voted, allowed, told.epsilon / allowed.sum(axis=1, keepdims=True))
+            p = inverse_gap(costs[0], allowed, prices=prices, gamma=_gamma(told, self._n))
+        else:
+            p = votes(costs, allowed, prices=prices)
+        return raised(p, allowed, epsilon=told.least) if told.epsilon else p
 
     def learn(self, rounds: Rounds) -> None:
         if not len(rounds):
@@ -265,15 +265,20 @@ def parse(arguments: str) -> Arguments:
     kinds = ("mtr",) if told.explore == "squarecb" else CB_TYPES
     if cb_type not in kinds:
         raise ValueError(f"--cb_type {cb_type}: expected {' or '.join(kinds)} with --{told.explore}")
-    if told.explore == "squarecb" and told.epsilon:
-        raise ValueError("--epsilon goes with --bag or alone: under --squarecb VW does not use it")
-    if not (0 <= told.epsilon <= 1 and told.gamma_scale > 0 and 1 <= told.members <= 64 and 8 <= told.bits <= 28):
-        raise ValueError(f"arguments = {arguments!r}: epsilon in 0..1, gamma_scale > 0, bag in 1..64, -b in 8..28")
+    for name, value, least, most in (
+        ("epsilon", told.epsilon, 0.0, 1.0),
+        ("gamma_scale", told.gamma_scale, 1e-9, 1e9),
+        ("gamma_exponent", told.gamma_exponent, 0.0, 2.0),
+        ("bag", told.members, 1, 64),
+        ("bit_precision", told.bits, 8, 28),
+    ):
+        if not least <= value <= most:
+            raise ValueError(f"--{name} {value:g}: expected {least:g} to {most:g}")
     return told
 
 
 _SUPPORTED = (
-    "squarecb", "epsilon", "bag", "cb_type", "gamma_scale", "gamma_exponent", "learning_rate", "power_t", "l1", "l2",
+    "squarecb", "epsilon", "bag", "cb_type", "gamma_scale", "gamma_exponent", "learning_rate", "power_t",
     "bit_precision", "random_seed",
 )  # fmt: skip
 
@@ -318,8 +323,8 @@ def features(named: Layout) -> list[str]:
 
 
 def shared(columns: list[str], context: Floats) -> str:
-    """Return the line of a context (d,); zeros are left out."""
-    at = np.flatnonzero(context).tolist()
+    """Return the line of a context (d,). What is next to 0 is left out: VW reads 1e-256 as 1."""
+    at = np.flatnonzero(np.abs(context) > NIL).tolist()
     return "shared |x " + " ".join(f"{columns[j]}:{float(context[j])!r}" for j in at)
 
 
@@ -362,25 +367,7 @@ def _read_out(workspace: Any, named: Layout, told: Arguments) -> Learned:
     )
 
 
-def _tied(costs: Floats) -> Bools:
-    """Shape (n, k): which costs VW takes for the least: within 1e-4 of the sum of their sizes."""
-    least = costs.min(axis=1, keepdims=True)
-    open_ = np.isfinite(costs)
-    gaps = np.where(open_, costs - least, np.inf)
-    tied: Bools = gaps <= 1e-4 * (np.where(open_, np.abs(costs), 0.0) + np.abs(least))
-    return tied
-
-
-def _at_least(p: Floats, allowed: Bools, least: Floats) -> Floats:
-    """Shape (n, k): the nearest distribution whose allowed entries are all `least` (n, 1) or more.
-
-    Those below are raised, and the others pay in equal parts, over again while that leaves some below.
-    """
-    low = allowed & (p < least)
-    while True:
-        rest = allowed & ~low
-        paid = ((least * low).sum(axis=1) - np.where(low, p, 0.0).sum(axis=1)) / np.maximum(rest.sum(axis=1), 1)
-        raised = np.where(low, least, np.where(rest, p - paid[:, None], 0.0))
-        if not (newly := rest & (raised < least)).any():
-            return raised
-        low |= newly
+def _gamma(told: Arguments, rounds: int) -> float:
+    """Return what a unit of gap counts after so many rounds, rounded as VW rounds it."""
+    grown = np.float32(rounds ** float(np.float32(told.gamma_exponent)))
+    return float(np.float32(told.gamma_scale) * grown)
