@@ -3,7 +3,7 @@
 301 actions, one core. Vowpal Wabbit is used as its documentation says: `cb_explore_adf`, a text line for each allowed
 action, predict, then learn with cost and probability. Regret is measured in `regret.py`; what is found is kept under
 `var/`, so a run that was stopped goes on, and `--kept` reports what there is; `--parts speed` measures speed again and
-leaves the rows of regret as they are.
+leaves the rows of regret as they are. `results/regret.csv` has everyone in every world, with their seeds.
 """
 
 import os
@@ -209,18 +209,21 @@ Played = Mapping[int, Lost]
 def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequence[str]) -> list[Row]:
     """Mean regret a decision, ours untuned, beside each peer at its default and the best of all grids.
 
-    Each pair is compared over the seeds that both have played: how many is said in the row.
+    Pairs share their seeds: a setting is compared with ours over exactly those that ours has played, and left out, by
+    name, where it has not played them all. The best is the setting that loses least over them.
     """
     rows: list[Row] = []
     for family, name in sorted(names(families), key=lambda pair: pair not in MAIN):
         find = partial(_lost, family, name, seeds=seeds, decisions=decisions, kept=kept)
-        grid = {label: lost for label in _tried(family) if (lost := find(label))}
+        grid = {label: find(label) for label in _tried(family)}
         wanted = (0.5, 0.75) if (family, name) in MAIN else (1.05, 1.05)
         for kind in (*JUDGED, FORGETTING) if name == "change" else JUDGED:
             ours = find(kind)
-            beside = {label: lost for label, lost in grid.items() if lost.keys() & ours.keys()}
-            for peer, said, most in _against(ours, beside, *wanted):
-                rows += _compared(f"{kind}: regret, {family} {name} world", ours, grid[peer], peer, said, most)
+            if short := [label for label, lost in grid.items() if ours.keys() - lost.keys()]:
+                print(f"  {family} {name}: not beside {kind}, with fewer seeds: {', '.join(short)}", flush=True)
+            paired = {label: _on(lost, ours) for label, lost in grid.items() if ours and label not in short}
+            for peer, said, most in _against(paired, *wanted):
+                rows += _compared(f"{kind}: regret, {family} {name} world", ours, paired[peer], peer, said, most)
     return rows
 
 
@@ -232,9 +235,9 @@ def _tried(family: str) -> list[str]:
     return [label for label, s in regret.settings().items() if s.label in few]
 
 
-def _against(ours: Played, grid: Mapping[str, Played], default: float, tuned: float) -> list[tuple[str, str, float]]:
-    """Return the best peer of all, the best at its default, and every other at its default, with what is wanted."""
-    hardest = sorted(grid, key=lambda label: _ratio(ours, grid[label], "regret"), reverse=True)
+def _against(grid: Mapping[str, Played], default: float, tuned: float) -> list[tuple[str, str, float]]:
+    """Return the best peer at its default, every other at its default, and the best of all, with what is wanted."""
+    hardest = sorted(grid, key=lambda label: _mean(grid[label], "regret"))
     firsts = {s.peer: label for label, s in reversed(regret.settings().items())}.values()
     defaults = [label for label in hardest if label in firsts]
     said = [(label, "default" if at else "best default", default) for at, label in enumerate(defaults)]
@@ -250,7 +253,7 @@ def _lost(family: str, name: str, label: str, *, seeds: Sequence[int], decisions
     if label in regret.settings() and regret.settings()[label].peer != peers.VW and peers.environment() is None:
         return {}
     found = {seed: regret.found(cell, make=_making(label)) for seed, cell in cells.items()}
-    if found:
+    if found and not kept:
         print(f"  {family} {name}: {label}: {_mean(found, 'regret'):.4f} over {len(found)} seeds", flush=True)
     return found
 
@@ -259,23 +262,22 @@ def _making(label: str) -> Callable[[ActionSpace], Learner] | None:
     return partial(Thompson, half_life=HALF_LIFE) if label == FORGETTING else None
 
 
-def _mean(found: Played, what: str, among: Played | None = None) -> float:
-    """Return the mean over the seeds that another has played too."""
-    return float(np.mean([getattr(lost, what) for seed, lost in found.items() if among is None or seed in among]))
+def _on(played: Played, other: Played) -> Played:
+    """Return what was lost under the seeds of another."""
+    return {seed: played[seed] for seed in other}
 
 
-def _ratio(ours: Played, theirs: Played, what: str) -> float:
-    return _mean(ours, what, theirs) / _mean(theirs, what, ours)
+def _mean(found: Played, what: str) -> float:
+    return float(np.mean([getattr(lost, what) for lost in found.values()]))
 
 
 def _compared(name: str, ours: Played, theirs: Played, peer: str, said: str, most: float) -> list[Row]:  # noqa: PLR0917
-    seeds = len(ours.keys() & theirs.keys())
     parts = [("with floor", "regret"), ("net of it", "net")][: 2 if said.startswith("best") else 1]
     return [
         _row(
-            f"{name}, seeds {seeds}, {how}",
-            ours=_mean(ours, part, theirs),
-            peer=_mean(theirs, part, ours),
+            f"{name}, seeds {len(ours)}, {how}",
+            ours=_mean(ours, part),
+            peer=_mean(theirs, part),
             peer_name=f"{peer} ({said})",
             unit="reward",
             most=most,
@@ -327,26 +329,34 @@ def regained(lost: Lost) -> float:
     return 500.0 * (int(back[0]) if len(back) else len(best))
 
 
+def everyone(seeds: Sequence[int], *, decisions: int, families: Sequence[str]) -> str:
+    """Return what everyone lost in every world, as CSV, from what is kept: seeds are those that were played."""
+    lines = ["family,world,learner,seeds,regret with floor,regret net of it"]
+    for family, name in names(families):
+        for label in (*JUDGED, *([FORGETTING] if name == "change" else []), *_tried(family)):
+            if lost := _lost(family, name, label, seeds=seeds, decisions=decisions, kept=True):
+                told = f"{_mean(lost, 'regret'):.5f},{_mean(lost, 'net'):.5f}"
+                lines.append(f'{family},{name},"{label}",{" ".join(map(str, lost))},{told}')
+    return "\n".join(lines) + "\n"
+
+
 def chart(seeds: Sequence[int], *, decisions: int) -> None:
-    """Draw regret as it adds up in the additive and the pairwise world, from what is kept: best at the bottom."""
+    """Draw regret as it adds up in the additive and the pairwise world, of all who have played every seed there."""
     mpl.use("agg")
     labels = [*JUDGED, *_tried("linear")]
     colours = dict(zip(labels, mpl.colormaps["tab20"](np.linspace(0.0, 1.0, len(labels))), strict=True))
     find = partial(_lost, seeds=seeds, decisions=decisions, kept=True)
-    played = {(label, name): find(family, name, label) for family, name in MAIN for label in labels}
     figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), layout="constrained", sharey=True)
-    for axis, (_, name) in zip(axes, MAIN, strict=True):
+    for axis, (family, name) in zip(axes, MAIN, strict=True):
         for label in labels:
-            lost = played[label, name]
-            if not lost:
+            lost = find(family, name, label)
+            if len(lost) < len(seeds):
                 continue
             mean = np.mean([one.floored for one in lost.values()], axis=0)
             style = {"linewidth": 3.0, "zorder": 3} if label in JUDGED else {"linewidth": 1.2}
-            fewer = any(0 < len(played[label, world]) < len(seeds) for _, world in MAIN)
             at = 500 * np.arange(1, len(mean) + 1)
-            said = f"{label} (fewer seeds)" if fewer else label
-            axis.plot(at, 500 * np.cumsum(mean), label=said, color=colours[label], **style)
-        axis.set(title=f"{name} world", xlabel="decisions")
+            axis.plot(at, 500 * np.cumsum(mean), label=label, color=colours[label], **style)
+        axis.set(title=f"{name} world, mean of {len(seeds)} seeds", xlabel="decisions")
     axes[0].set_ylabel("cumulative regret, with floor")
     found = dict(zip(*reversed(axes[1].get_legend_handles_labels()), strict=True))
     found |= dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
@@ -402,6 +412,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(told.name, [*speed, *lost])
     if told.name == "policies" and "regret" in told.parts:
         chart(seeds, decisions=told.decisions)
+        losses = everyone(seeds, decisions=told.decisions, families=told.families)
+        (FOLDER / "regret.csv").write_text(losses, encoding="utf-8")
 
 
 def _is_of_regret(row: Row) -> bool:
