@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -236,6 +236,11 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.at)
 
+    @cached_property
+    def local(self) -> Floats:
+        """Shape (n,): seconds on each customer's own clock, when each asks."""
+        return self.at + self.offsets(self.at)
+
     def take(self, rows: Ints | slice) -> "Cohort":
         """Return some of the customers."""
         whole = ("attributes", "zones")
@@ -395,7 +400,7 @@ def attribute_column(attribute: Attribute, values: Sequence[Scalar]) -> npt.NDAr
 
 def features(program: Program, cohort: Cohort) -> dict[str, npt.NDArray[np.generic]]:
     """Return what is seen of each customer, as columns by name; a row of it is what a decision logs."""
-    local = cohort.at + cohort.offsets(cohort.at)
+    local = cohort.local
     delivered = np.where(cohort.sent_at <= cohort.at[:, None], cohort.sent_at, -np.inf).max(axis=1, initial=-np.inf)
     return {
         "stage": cohort.stage,
@@ -477,7 +482,7 @@ def deliveries(program: Program, cohort: Cohort) -> tuple[Floats, Floats]:
     A clock time is the next one strictly after now, on the customer's own clock, whatever daylight saving does in
     between.
     """
-    local = cohort.at + cohort.offsets(cohort.at)
+    local = cohort.local
     midnight = np.floor(local / DAY) * DAY
     clock, after = program.by_clock, program.after
     today = midnight[:, None] + after

@@ -125,14 +125,22 @@ class Guarded:
         return found
 
 
-@dataclass
 class _Blocks:
-    """Rule codes being collected: the first rule to block a cell names it."""
+    """Rules being collected, and what each blocks: the first rule to block a cell names it."""
 
-    codes: Codes
+    def __init__(self, *shape: int) -> None:
+        self._shape = shape
+        self._rules: list[tuple[np.uint8, Bools | np.bool_]] = []
 
-    def add(self, rule: str, where: npt.NDArray[np.bool_] | np.bool_) -> None:
-        self.codes[where & (self.codes == 0)] = _CODE[rule]
+    def add(self, rule: str, where: Bools | np.bool_) -> None:
+        self._rules.append((_CODE[rule], where))
+
+    def codes(self) -> Codes:
+        """Return the code of each cell: written from the last rule to the first, which so has the last word."""
+        codes = np.zeros(self._shape, dtype=np.uint8)
+        for code, where in reversed(self._rules):
+            np.copyto(codes, code, where=where)
+        return codes
 
 
 def allowed(program: Program, cohort: Cohort, *, shared: Shared, requests: Sequence[Request] | None = None) -> Guarded:
@@ -147,7 +155,7 @@ def allowed(program: Program, cohort: Cohort, *, shared: Shared, requests: Seque
     n = len(cohort)
     deliver_at, locally = deliveries(program, cohort)
     day = np.floor(locally / DAY)
-    nudge = _Blocks(np.zeros(n, dtype=np.uint8))
+    nudge = _Blocks(n)
     if "program" in shared.paused:
         nudge.add("paused", np.True_)
     nudge.add("consent", ~cohort.consented)
@@ -160,19 +168,18 @@ def allowed(program: Program, cohort: Cohort, *, shared: Shared, requests: Seque
     for level in shared.paused - {"program"}:
         factor, _, name = level.partition("=")
         names = program.space.factors[FACTORS.index(factor)]
-        axes[factor].codes[:, [i for i, x in enumerate(names) if x == name]] = _CODE["paused"]
+        axes[factor][:, [i for i, x in enumerate(names) if x == name]] = _CODE["paused"]
     for row, request in enumerate(requests or ()):
         if request.only or request.without:
             _limit(program, axes, row=row, request=request)
     if program.guardrails.cadence is not None and program.off_beat.any():
         _quick_wins(program, cohort, axes)
-    codes = {factor: blocks.codes for factor, blocks in axes.items()}
-    return Guarded(nudge=nudge.codes, deliver_at=deliver_at, day=day, **codes)
+    return Guarded(nudge=nudge.codes(), deliver_at=deliver_at, day=day, **axes)
 
 
-def _incentives(program: Program, cohort: Cohort, *, shared: Shared, day: Floats) -> _Blocks:
-    n, incentives = len(cohort), program.incentives
-    blocks = _Blocks(np.zeros((n, len(incentives)), dtype=np.uint8))
+def _incentives(program: Program, cohort: Cohort, *, shared: Shared, day: Floats) -> Codes:
+    incentives = program.incentives
+    blocks = _Blocks(len(cohort), len(incentives))
     blocks.add("stage", ~program.incentive_stages[cohort.stage])
     if program.min_momentum.any():
         blocks.add("momentum", cohort.momentum[:, None] < program.min_momentum)
@@ -183,23 +190,16 @@ def _incentives(program: Program, cohort: Cohort, *, shared: Shared, day: Floats
     _bar(blocks, program, cohort, levels=incentives)
     complained = cohort.paused_until > cohort.at
     if complained.any():
-        blocks.add("complaint", complained[:, None] & np.array([i.promotional for i in incentives]))
+        blocks.add("complaint", complained[:, None] & program.promotional)
     for rule, out in (("budget", program.minor_costs > shared.budget), ("stock", shared.stock < 1)):
         if out.any():
             blocks.add(rule, out)
-    caps, is_scarce = program.guardrails.cap_per_week_by_kind, [i.scarce for i in incentives]
-    if not caps and not any(is_scarce):
-        return blocks
-    week = (cohort.sent_day > day.min(axis=1, initial=np.inf)[:, None] - WEEK) & (cohort.sent_incentive >= 0)
-    if any(is_scarce):
-        scarce = np.array(is_scarce)
-        full = (week & scarce[cohort.sent_incentive]).sum(axis=1) >= program.guardrails.scarce_per_week
-        blocks.add("scarcity", full[:, None] & scarce)
-    for kind, cap in caps.items():
-        of_kind = np.array([i.kind == kind for i in incentives])
-        full = (week & of_kind[cohort.sent_incentive]).sum(axis=1) >= cap
-        blocks.add("kind_cap", full[:, None] & of_kind)
-    return blocks
+    if program.weekly_caps:
+        week = (cohort.sent_day > day.min(axis=1, initial=np.inf)[:, None] - WEEK) & (cohort.sent_incentive >= 0)
+        for rule, cap, counted in program.weekly_caps:
+            full = (week & counted[cohort.sent_incentive]).sum(axis=1) >= cap
+            blocks.add(rule, full[:, None] & counted)
+    return blocks.codes()
 
 
 def _bar(blocks: _Blocks, program: Program, cohort: Cohort, *, levels: Sequence[Incentive] | Sequence[Tone]) -> None:
@@ -235,16 +235,16 @@ def _not_away(program: Program, cohort: Cohort) -> Bools:
     return np.isfinite(program.comebacks) & ((away[:, None] < program.comebacks) | np.isinf(away)[:, None])
 
 
-def _tones(program: Program, cohort: Cohort) -> _Blocks:
-    blocks = _Blocks(np.zeros((len(cohort), len(program.tones)), dtype=np.uint8))
+def _tones(program: Program, cohort: Cohort) -> Codes:
+    blocks = _Blocks(len(cohort), len(program.tones))
     blocks.add("stage", ~program.tone_stages[cohort.stage])
     _bar(blocks, program, cohort, levels=program.tones)
-    return blocks
+    return blocks.codes()
 
 
-def _timings(program: Program, cohort: Cohort, *, deliver_at: Floats, locally: Floats, day: Floats) -> _Blocks:
+def _timings(program: Program, cohort: Cohort, *, deliver_at: Floats, locally: Floats, day: Floats) -> Codes:
     rules = program.guardrails
-    blocks = _Blocks(np.zeros(deliver_at.shape, dtype=np.uint8))
+    blocks = _Blocks(*deliver_at.shape)
     _retire(blocks, [t.retired for t in program.timings])
     minute = locally % DAY / 60.0
     blocks.add("quiet_hours", _within(minute, rules.quiet_from, rules.quiet_until))
@@ -260,7 +260,7 @@ def _timings(program: Program, cohort: Cohort, *, deliver_at: Floats, locally: F
         blocks.add("cadence", current[:, None] & _off_beat(deliver_at - beat[:, None], rules.cadence))
         if rules.cadence.hour_within is not None:
             blocks.add("hour", _apart(minute, cohort.own_hour[:, None]) > rules.cadence.hour_within + _CLOCK)
-    return blocks
+    return blocks.codes()
 
 
 def _apart(minute: Floats, hour: Floats) -> Floats:
@@ -269,13 +269,13 @@ def _apart(minute: Floats, hour: Floats) -> Floats:
     return np.minimum(ahead, DAY - ahead)
 
 
-def _quick_wins(program: Program, cohort: Cohort, axes: Mapping[str, _Blocks]) -> None:
+def _quick_wins(program: Program, cohort: Cohort, axes: Mapping[str, Codes]) -> None:
     """Let what may come off the beat come at once after an event that asks for it, and then nothing else.
 
     Only the cadence gives way. A cell is allowed where each of its levels is, so that where a quick win may come off
     the beat, everything that may not is blocked for this decision, on the beat as well.
     """
-    incentives, timings = axes["incentive"].codes, axes["timing"].codes
+    incentives, timings = axes["incentive"], axes["timing"]
     since = cohort.at - cohort.triggered
     waits = (timings == _CODE["cadence"]) | (timings == _CODE["hour"])
     lifted = waits & program.prompt & ((since >= 0) & (since <= PROMPT))[:, None]
@@ -329,11 +329,11 @@ def _segments(program: Program, cohort: Cohort, barred: Sequence[Mapping[str, Se
     return hits
 
 
-def _limit(program: Program, axes: Mapping[str, _Blocks], *, row: int, request: Request) -> None:
+def _limit(program: Program, axes: Mapping[str, Codes], *, row: int, request: Request) -> None:
     for factor, names in zip(FACTORS, program.space.factors, strict=True):
         asked, unwanted = request.only.get(factor), request.without.get(factor, ())
         refused = np.array([(asked is not None and n not in asked) or n in unwanted for n in names])
-        codes = axes[factor].codes[row]
+        codes = axes[factor][row]
         codes[refused & (codes == 0)] = _CODE["request"]
 
 

@@ -501,6 +501,20 @@ class Program(_Struct, frozen=True, dict=True):
         return any(x.comeback_after is not None for x in self.incentives)
 
     @cached_property
+    def promotional(self) -> Bools:
+        """Shape (incentives,): which are paused after a complaint."""
+        return np.array([x.promotional for x in self.incentives], dtype=np.bool_)
+
+    @cached_property
+    def weekly_caps(self) -> tuple[tuple[str, int, Bools], ...]:
+        """Rules that limit some incentives to so many a week: the rule, how many, which, shape (incentives,)."""
+        scarce = np.array([x.scarce for x in self.incentives], dtype=np.bool_)
+        caps = [("scarcity", self.guardrails.scarce_per_week, scarce)] if scarce.any() else []
+        for kind, cap in self.guardrails.cap_per_week_by_kind.items():
+            caps.append(("kind_cap", cap, np.array([x.kind == kind for x in self.incentives], dtype=np.bool_)))
+        return tuple(caps)
+
+    @cached_property
     def off_beat(self) -> Bools:
         """Shape (incentives,): which may come outside the cadence after an event that requests a decision."""
         return np.array([x.off_beat for x in self.incentives], dtype=np.bool_)

@@ -7,6 +7,7 @@ batch at a time, and later asks of the same customer wait for the next. Nobody w
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter as Tally
 from collections import defaultdict, deque
@@ -33,6 +34,12 @@ RETRIES = 3
 
 TOGETHER = 2
 """Batches under way at once: one is scored while the other is being kept."""
+
+SMALL = 12
+"""Rows that are not worth parting into several batches."""
+
+LATELY = 0.1
+"""Seconds after a batch within which the next one is of the same flow of requests."""
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [a + b for a in _CROCKFORD for b in _CROCKFORD]
@@ -162,6 +169,7 @@ class Decider:
         self._held: defaultdict[str, deque[_Entry]] = defaultdict(deque)
         self._busy: set[str] = set()
         self._waiting = 0
+        self._ended = -math.inf
         self._arrived = asyncio.Event()
 
     @property
@@ -223,6 +231,7 @@ class Decider:
             try:
                 await self._decide(batch)
             finally:
+                self._ended = asyncio.get_running_loop().time()
                 for entry in batch:
                     self._free(entry.wish.customer_id)
 
@@ -238,15 +247,26 @@ class Decider:
     def _gather(self) -> list[_Entry]:
         """Take the next rows: those that waited for their customer's turn, then a fair part of each lane."""
         batch: list[_Entry] = []
-        while self._freed and len(batch) < self._size:
+        size = self._share()
+        while self._freed and len(batch) < size:
             batch.append(self._freed.popleft())
-        while self._lanes and len(batch) < self._size:
+        while self._lanes and len(batch) < size:
             lane = self._lanes.popleft()
-            self._take(lane, batch, most=max(1, (self._size - len(batch)) // (len(self._lanes) + 1)))
+            self._take(lane, batch, most=max(1, (size - len(batch)) // (len(self._lanes) + 1)))
             if lane.waiting:
                 self._lanes.append(lane)
         self._waiting -= len(batch)
         return batch
+
+    def _share(self) -> int:
+        """Return how many rows a batch has room for.
+
+        All that wait go together; where requests keep coming, as many as leave the other batch its part. Otherwise all
+        would be answered at once, all would ask again at once, and nothing were scored while they are being kept.
+        """
+        if asyncio.get_running_loop().time() - self._ended > LATELY:
+            return self._size
+        return min(self._size, max(SMALL, math.ceil((self._waiting + len(self._busy)) / TOGETHER)))
 
     def _take(self, lane: _Lane, batch: list[_Entry], *, most: int) -> None:
         if lane.waiter.done():  # nobody waits for it any more

@@ -14,7 +14,7 @@ from optimizer.events import Salt
 from optimizer.guardrails import Shared
 from optimizer.program import Program
 from policies.fixed import Hold
-from serving.decider import RETRIES, Breaker, Decider, OverloadedError, Wish, new_id
+from serving.decider import RETRIES, SMALL, Breaker, Decider, OverloadedError, Wish, new_id
 from serving.metrics import Metrics
 from serving.publishing import uniform
 from serving.store import Commitment, Committed, Found, StoreError, Turn, Wanted
@@ -106,6 +106,26 @@ async def test_what_waits_together_is_decided_together(memory: Memory) -> None:
         answers = await asyncio.gather(*(decider.submit([wish(f"c{i}")]) for i in range(64)))
     assert [a["customer_id"] for (a,) in map(read, answers)] == [f"c{i}" for i in range(64)]
     assert memory.reads == 1
+
+
+async def test_what_keeps_coming_is_parted_so_that_one_batch_is_scored_while_another_is_kept(memory: Memory) -> None:
+    async with deciding(memory) as decider:
+        await decider.submit([wish("first")])
+        memory.open.clear()
+        asked = [decider.submit([wish(f"c{i}")]) for i in range(64)]
+        await memory.asked.acquire()
+        await memory.asked.acquire()
+        await memory.asked.acquire()
+        memory.open.set()
+        await asyncio.gather(*asked)
+    assert [len(batch) for batch in memory.batches] == [1, 32, 32]
+
+
+async def test_what_is_few_is_not_parted(memory: Memory) -> None:
+    async with deciding(memory) as decider:
+        await decider.submit([wish("first")])
+        await asyncio.gather(*(decider.submit([wish(f"c{i}")]) for i in range(SMALL)))
+    assert [len(batch) for batch in memory.batches] == [1, SMALL]
 
 
 async def test_a_batch_has_at_most_its_size_and_a_customer_once(memory: Memory) -> None:
