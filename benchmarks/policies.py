@@ -53,6 +53,9 @@ FORGETTING = f"thompson half-life {HALF_LIFE:g}"
 ALSO = ("mabwiser LinTS, alpha 0.1",)
 """Settings of the grid that stand in the table beside the defaults."""
 
+HOPELESS = 1.25
+"""How much worse than its peer's best a setting may begin in a simulated world, and be played on."""
+
 BASE_RATE = 10.0 * BURDEN
 """Mean reward under hold in the linear world `null`, where a nudge costs a tenth of it."""
 
@@ -215,7 +218,7 @@ def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequen
     rows: list[Row] = []
     for family, name in sorted(names(families), key=lambda pair: pair not in MAIN):
         find = partial(_lost, family, name, seeds=seeds, decisions=decisions, kept=kept)
-        grid = {label: find(label) for label in _tried(family)}
+        grid = _grid(family, name, seeds=seeds, decisions=decisions, kept=kept)
         wanted = (0.5, 0.75) if (family, name) in MAIN else (1.05, 1.05)
         for kind in (*JUDGED, FORGETTING) if name == "change" else JUDGED:
             ours = find(kind)
@@ -227,19 +230,37 @@ def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequen
     return rows
 
 
-def _tried(family: str) -> list[str]:
-    """Return the peers of a family of worlds: the whole grid where response is linear; fewer where it is simulated."""
+def _grid(family: str, name: str, *, seeds: Sequence[int], decisions: int, kept: bool) -> dict[str, Played]:
+    """Return what each setting of the peers lost: every setting where response is linear.
+
+    Of simulated worlds there are many, so there, of a setting that on the first two seeds loses more than `HOPELESS`
+    times what its peer's best setting does, the other seeds are not played, unless it is the peer's default.
+    """
+    find = partial(_lost, family, name, decisions=decisions, kept=kept)
+    settings = regret.settings()
     if family == "linear":
-        return list(regret.settings())
-    few = ("--squarecb", "--squarecb --gamma_scale 1000 -l 2", "empirical Bayes", "empirical Bayes, no pairs", "LinUCB")
-    return [label for label, s in regret.settings().items() if s.label in few]
+        return {label: find(label, seeds=seeds) for label in settings}
+    begun = {label: find(label, seeds=seeds[:2]) for label in settings}
+    best: dict[str, float] = {}
+    for label, lost in begun.items():
+        if len(lost) == len(seeds[:2]):
+            best[settings[label].peer] = min(best.get(settings[label].peer, np.inf), _mean(lost, "regret"))
+    played_on = [
+        label
+        for label, lost in begun.items()
+        if label in _defaults() or (lost and _mean(lost, "regret") <= HOPELESS * best.get(settings[label].peer, np.inf))
+    ]
+    return begun | {label: find(label, seeds=seeds) for label in played_on}
+
+
+def _defaults() -> list[str]:
+    return list({s.peer: label for label, s in reversed(regret.settings().items())}.values())
 
 
 def _against(grid: Mapping[str, Played], default: float, tuned: float) -> list[tuple[str, str, float]]:
     """Return the best peer at its default, every other at its default, and the best of all, with what is wanted."""
     hardest = sorted(grid, key=lambda label: _mean(grid[label], "regret"))
-    firsts = {s.peer: label for label, s in reversed(regret.settings().items())}.values()
-    defaults = [label for label in hardest if label in firsts]
+    defaults = [label for label in hardest if label in _defaults()]
     said = [(label, "default" if at else "best default", default) for at, label in enumerate(defaults)]
     said += [(label, "stated setting", default) for label in ALSO if label in grid]
     return [*said, *((label, "best of grid", tuned) for label in hardest[:1])]
@@ -333,7 +354,7 @@ def everyone(seeds: Sequence[int], *, decisions: int, families: Sequence[str]) -
     """Return what everyone lost in every world, as CSV, from what is kept: seeds are those that were played."""
     lines = ["family,world,learner,seeds,regret with floor,regret net of it"]
     for family, name in names(families):
-        for label in (*JUDGED, *([FORGETTING] if name == "change" else []), *_tried(family)):
+        for label in (*JUDGED, *([FORGETTING] if name == "change" else []), *regret.settings()):
             if lost := _lost(family, name, label, seeds=seeds, decisions=decisions, kept=True):
                 told = f"{_mean(lost, 'regret'):.5f},{_mean(lost, 'net'):.5f}"
                 lines.append(f'{family},{name},"{label}",{" ".join(map(str, lost))},{told}')
@@ -343,7 +364,7 @@ def everyone(seeds: Sequence[int], *, decisions: int, families: Sequence[str]) -
 def chart(seeds: Sequence[int], *, decisions: int) -> None:
     """Draw regret as it adds up in the additive and the pairwise world, of all who have played every seed there."""
     mpl.use("agg")
-    labels = [*JUDGED, *_tried("linear")]
+    labels = [*JUDGED, *regret.settings()]
     colours = dict(zip(labels, mpl.colormaps["tab20"](np.linspace(0.0, 1.0, len(labels))), strict=True))
     find = partial(_lost, seeds=seeds, decisions=decisions, kept=True)
     figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), layout="constrained", sharey=True)
