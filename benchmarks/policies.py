@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import matplotlib as mpl
 import numpy as np
@@ -364,19 +364,16 @@ def everyone(seeds: Sequence[int], *, decisions: int, families: Sequence[str]) -
 def chart(seeds: Sequence[int], *, decisions: int) -> None:
     """Draw regret as it adds up in the additive and the pairwise world, of all who have played every seed there."""
     mpl.use("agg")
-    labels = [*JUDGED, *regret.settings()]
-    colours = dict(zip(labels, mpl.colormaps["tab20"](np.linspace(0.0, 1.0, len(labels))), strict=True))
+    looks = _looks()
     find = partial(_lost, seeds=seeds, decisions=decisions, kept=True)
     figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), layout="constrained", sharey=True)
     for axis, (family, name) in zip(axes, MAIN, strict=True):
-        for label in labels:
+        for label, look in looks.items():
             lost = find(family, name, label)
             if len(lost) < len(seeds):
                 continue
             mean = np.mean([one.floored for one in lost.values()], axis=0)
-            style = {"linewidth": 3.0, "zorder": 3} if label in JUDGED else {"linewidth": 1.2}
-            at = 500 * np.arange(1, len(mean) + 1)
-            axis.plot(at, 500 * np.cumsum(mean), label=label, color=colours[label], **style)
+            axis.plot(500 * np.arange(1, len(mean) + 1), 500 * np.cumsum(mean), label=label, **look)
         axis.set(title=f"{name} world, mean of {len(seeds)} seeds", xlabel="decisions")
     axes[0].set_ylabel("cumulative regret, with floor")
     found = dict(zip(*reversed(axes[1].get_legend_handles_labels()), strict=True))
@@ -384,6 +381,27 @@ def chart(seeds: Sequence[int], *, decisions: int) -> None:
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(FOLDER / "policies.png", dpi=110)
     plt.close(figure)
+
+
+def _looks() -> dict[str, dict[str, Any]]:
+    """Return how each line is drawn: ours thick; a peer has a colour, and each of its settings a pattern of dashes."""
+    dashes = ["-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (1, 4))]
+    looks: dict[str, dict[str, Any]] = {
+        "thompson": {"color": "black", "linewidth": 3.5, "zorder": 3},
+        "squarecb": {"color": "tab:red", "linewidth": 2.0, "zorder": 4},
+    }
+    palette = dict(
+        zip(
+            dict.fromkeys(s.peer for s in peers.GRID),
+            ("tab:orange", "tab:brown", "tab:purple", "tab:cyan"),
+            strict=True,
+        )
+    )
+    drawn = dict.fromkeys(palette, 0)
+    for label, setting in regret.settings().items():
+        looks[label] = {"color": palette[setting.peer], "linestyle": dashes[drawn[setting.peer]], "linewidth": 1.3}
+        drawn[setting.peer] += 1
+    return looks
 
 
 def _row(name: str, *, ours: float, peer: float, peer_name: str, unit: str, most: float) -> Row:
