@@ -35,7 +35,7 @@ KINDS: Mapping[str, Kind] = {
     "refused-outcome": Kind(
         422,
         "The outcome was not kept",
-        "Look at `errors`: its code is invalid, unknown_program, unknown_customer or unknown_event.",
+        "Look at `errors`: its code is invalid, unknown_program, unknown_event or erased_customer.",
         "program fitness-coaching has no event 'leap'; use one of workout_done, trial_started",
     ),
     "unauthorized": Kind(

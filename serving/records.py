@@ -95,6 +95,11 @@ def outcome_key(shard: int, program: str, customer_id: str, outcome_id: str) -> 
     return f"{{{shard}}}:outcome:{blake2b(text, digest_size=16).hexdigest()}"
 
 
+def erased_key(shard: int, digest: str) -> str:
+    """Return the key of when a customer was erased, for as long as word of earlier days may come in late."""
+    return f"{{{shard}}}:erased:{digest}"
+
+
 def shared_key(shard: int, kind: str, program: str, name: object = "") -> str:
     """Return the key of something that a shard's customers share: `events`, `control`, `budget`, `stock`, ..."""
     return f"{{{shard}}}:{kind}:{program}:{name}" if name != "" else f"{{{shard}}}:{kind}:{program}"

@@ -415,7 +415,7 @@ class RowError(BaseModel):
     """Why one outcome was refused."""
 
     index: int
-    code: Literal["invalid", "unknown_program", "unknown_customer", "unknown_event"]
+    code: Literal["invalid", "unknown_program", "unknown_event", "erased_customer"]
     detail: str
     field: str | None = None
 

@@ -455,7 +455,7 @@ class Service:
             self.metrics.count(self.metrics.outcomes, {"program": name}, became, by="became")
             for (i, outcome), state in zip(outcomes.items(), became, strict=True):
                 accepted, duplicates = accepted + (state == "accepted"), duplicates + (state == "duplicate")
-                if state == "unknown_event" or state == "unknown_customer":  # noqa: PLR1714  (narrows the type)
+                if state == "unknown_event" or state == "erased_customer":  # noqa: PLR1714  (narrows the type)
                     detail = validation.refusal(program, outcome.event, state=state)
                     errors.append(RowError(index=i, code=state, detail=detail))
         by_row = sorted(asked, key=lambda a: a.index)

@@ -7,6 +7,7 @@ carries the customer's shard as its hash tag, so a commit is one script on one s
 """
 
 import asyncio
+import math
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from optimizer.events import Decision, Outcome, Salt, Scalar
 from optimizer.program import Program
 from serving import migration, reads, records, reservations
 from serving.calls import (
+    KEEP,
     ROWS,
     Before,
     Call,
@@ -99,7 +101,7 @@ class Committed(NamedTuple):
     answer: bytes
 
 
-Reported = Literal["accepted", "duplicate", "unknown_customer", "unknown_event"]
+Reported = Literal["accepted", "duplicate", "erased_customer", "unknown_event"]
 """What became of an outcome: kept; known already in this revision or a higher one; refused, and why."""
 
 
@@ -404,8 +406,8 @@ class Store:
     async def report(self, program: Program, outcomes: Sequence[Outcome]) -> list[Reported]:
         """Keep outcomes, move their customers on, and settle or release reservations: in their order, each once.
 
-        A revision that is known, or lower than one that is, is a duplicate. An outcome of a customer who was never
-        decided for nor put is refused, not kept.
+        A revision that is known, or lower than one that is, is a duplicate. A customer never seen starts with its first
+        outcome. What an erased customer did before is refused, not kept, if it is heard within seven days.
         """
         return [heard.became for heard in await self.hear(program, outcomes)]
 
@@ -428,9 +430,12 @@ class Store:
         became: dict[int, Heard] = {}
         asked: dict[int, list[Trigger | None]] = {}
         writes: list[tuple[Before, dict[int, New]]] = []
-        for case, (before, revisions) in zip(cases.values(), await self._known(program, cases), strict=True):
-            news = reads.news(case, revisions) if before.rev else {}
-            became |= dict.fromkeys(case.keys() - news, Heard("duplicate" if before.rev else "unknown_customer"))
+        for case, (before, revisions, erased) in zip(cases.values(), await self._known(program, cases), strict=True):
+            late = {i: o for i, o in case.items() if not before.rev and o.at <= erased}
+            became |= dict.fromkeys(late, Heard("erased_customer"))
+            told = {i: o for i, o in case.items() if i not in late}
+            news = reads.news(told, revisions)
+            became |= dict.fromkeys(told.keys() - news, Heard("duplicate"))
             if news:
                 writes.append((before, news))
 
@@ -446,19 +451,29 @@ class Store:
 
     async def _known(
         self, program: Program, cases: Mapping[str, Mapping[int, Outcome]]
-    ) -> list[tuple[Before, dict[str, int]]]:
-        """Return each customer as of its first outcome, and which revisions of its outcomes are known."""
+    ) -> list[tuple[Before, dict[str, int], float]]:
+        """Return each customer as of its first outcome, the known revisions of its outcomes, and when it was erased.
+
+        Who never was, was so at -inf.
+        """
         keys = {
-            name: [records.outcome_key(self.shard(name), program.name, name, o.outcome_id) for o in case.values()]
+            name: [
+                self._erased_key(name),
+                *(records.outcome_key(self.shard(name), program.name, name, o.outcome_id) for o in case.values()),
+            ]
             for name, case in cases.items()
         }
         known = []
-        for name, (fields, values) in zip(cases, await self._customers(program.name, keys), strict=True):
+        for name, (fields, (erased, *values)) in zip(cases, await self._customers(program.name, keys), strict=True):
             outcomes = cases[name].values()
             ids = [o.outcome_id for o in outcomes]
             revisions = {i: int(v) for i, v in zip(ids, values, strict=True) if v is not None}
-            known.append((reads.known(program, name, fields, at=min(o.at for o in outcomes)), revisions))
+            before = reads.known(program, name, fields, at=min(o.at for o in outcomes))
+            known.append((before, revisions, -math.inf if erased is None else float(erased)))
         return known
+
+    def _erased_key(self, customer_id: str) -> str:
+        return records.erased_key(self.shard(customer_id), erasure.digest(self.erasure_key, customer_id))
 
     async def _customers(
         self, program: str, keys: Mapping[str, Sequence[str]]
@@ -594,10 +609,11 @@ class Store:
                 for name, ids in zip(records.programs_of(fields), lists, strict=True)
                 for decision in ids
             ]
-            keys = [records.events_key(shard), person, *histories, *answers]
+            note = self._erased_key(customer_id)
+            keys = [records.events_key(shard), person, note, *histories, *answers]
             watches = [records.watch_key(shard, name) for name in records.programs_of(fields)]
             await self.commands([("ZREM", key, customer_id) for key in watches])
-            if await self.run("erase", keys, [fields[b"rev"], records.encode(tombstone)]) == COMMITTED:
+            if await self.run("erase", keys, [fields[b"rev"], records.encode(tombstone), at, KEEP]) == COMMITTED:
                 return True
         raise StoreError(f"{customer_id!r} kept changing while it was erased: ask again")
 

@@ -127,7 +127,7 @@ def refusal(program: Program, event: str, *, state: str) -> str:
     if state == "unknown_event":
         known = ", ".join(dict.fromkeys((*program.event_index, *SYSTEM_EVENTS)))
         return f"program {program.name} has no event {event[:64]!r}; use one of {known}"
-    return f"nobody has asked or put anything about this customer in {program.name}; check the id, or decide first"
+    return "this customer was erased, and this happened before: it is not kept; there is nothing to mend"
 
 
 def customer(change: schemas.CustomerChange, declared: Sequence[Attribute]) -> None:

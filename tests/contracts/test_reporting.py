@@ -88,15 +88,37 @@ async def test_an_outcome_may_come_before_its_decision(store: Store) -> None:
     assert await decide(store, "ada", decision_id="d") == ["committed"]
 
 
-async def test_an_unknown_customer_and_an_unknown_event_are_told_apart_and_not_kept(store: Store) -> None:
+async def test_an_outcome_may_come_before_anything_else_is_known_of_its_customer(store: Store) -> None:
+    assert await store.report(PROGRAM, [outcome("new", "o", "shown", decision_id="d")]) == ["accepted"]
+    assert await decide(store, "new", decision_id="d") == ["committed"]
+    assert await store.report(PROGRAM, [outcome("newer", "o1"), outcome("newer", "o2")]) == ["accepted", "accepted"]
+    customer = (await left(store, PROGRAM, name="newer")).customer
+    assert (customer.enrolled_at, customer.stage, customer.counts) == (NOON, "active", {"step": 2})
+    assert await store.report(PROGRAM, [outcome("newer", "o2")]) == ["duplicate"]
+
+
+async def test_whoever_is_heard_of_by_saying_no_is_known_for_it(store: Store) -> None:
+    assert await store.report(PROGRAM, [outcome("stranger", "o", "opt_out")]) == ["accepted"]
+    assert (await left(store, PROGRAM, name="stranger")).customer.consent is False
+
+
+async def test_an_unknown_event_is_not_kept_and_makes_nobody_known(store: Store) -> None:
     await store.put("ada")
-    found = await store.report(
-        PROGRAM,
-        [outcome("nobody", "o1"), outcome("ada", "o2", "flew"), outcome("ada", "o3"), outcome("nobody", "o4", "flew")],
-    )
-    assert found == ["unknown_customer", "unknown_event", "accepted", "unknown_event"]
+    rows = [outcome("ada", "o2", "flew"), outcome("ada", "o3"), outcome("nobody", "o4", "flew")]
+    assert await store.report(PROGRAM, rows) == ["unknown_event", "accepted", "unknown_event"]
     assert [o.outcome_id for o in await outcomes(store)] == ["o3"]
     assert await store.get(PROGRAM, "nobody", at=NOON) is None
+
+
+async def test_what_an_erased_customer_did_before_brings_nobody_back(store: Store) -> None:
+    await decide(store, "ada")
+    assert await store.erase("ada", at=NOON + 5)
+    late = [outcome("ada", "o1", at=NOON + 5), outcome("ada", "o2", at=NOON + 6)]
+    assert await store.report(PROGRAM, late[:1]) == ["erased_customer"]
+    assert await store.get(PROGRAM, "ada", at=NOON) is None
+    assert await store.report(PROGRAM, late) == ["erased_customer", "accepted"], "who comes back is new"
+    assert (await left(store, PROGRAM, name="ada")).customer.counts == {"step": 1}
+    assert [o.outcome_id for o in await outcomes(store)] == ["o2"]
 
 
 async def test_many_who_report_one_customer_at_once_lose_nothing(store: Store) -> None:

@@ -468,11 +468,10 @@ async def test_of_many_outcomes_each_is_kept_or_refused_for_itself(client: Clien
     reply = await client.ask("POST", "/v1/outcomes", rows)
     assert reply.status == 202
     schemas.Received.model_validate(reply.json)
-    assert (reply.json["accepted"], reply.json["duplicates"]) == (2, 1)
+    assert (reply.json["accepted"], reply.json["duplicates"]) == (3, 1)
     codes = [(e["index"], e["code"]) for e in reply.json["errors"]]
     assert codes == [
         (2, "unknown_event"),
-        (3, "unknown_customer"),
         (4, "unknown_program"),
         (5, "invalid"),
         (6, "invalid"),
@@ -487,7 +486,7 @@ async def test_of_many_outcomes_each_is_kept_or_refused_for_itself(client: Clien
     ("change", "code"),
     [
         ({"event": "leap"}, "unknown_event"),
-        ({"customer_id": "never-seen"}, "unknown_customer"),
+        ({"customer_id": "gone"}, "erased_customer"),
         ({"program": "unheard-of"}, "unknown_program"),
     ],
 )
@@ -495,7 +494,10 @@ async def test_one_outcome_that_is_refused_is_not_answered_as_success(
     client: Client, change: dict[str, str], code: str
 ) -> None:
     await client.decide("single")
-    body = {"outcome_id": "x", "program": "small", "customer_id": "single", "event": "step", **change}
+    await client.decide("gone")
+    await client.ask("DELETE", "/v1/customers/gone")
+    when = {"at": "2026-01-01T00:00:00Z"}
+    body = {"outcome_id": "x", "program": "small", "customer_id": "single", "event": "step", **when, **change}
     reply = await client.ask("POST", "/v1/outcomes", body)
     assert (reply.status, reply.json["errors"][0]["code"]) == (422, code)
 

@@ -172,7 +172,7 @@ async def test_a_pause_that_is_longer_than_the_time_left_is_not_waited_for(servi
 
 @pytest.mark.parametrize("fault", ["refuse", "503", "429", "hang"])
 async def test_hold_is_answered_on_failure_if_asked_for(service: Running, fault: str) -> None:
-    async with through(service, [fault] * 9) as url, Client(url, seconds=0.3, hold_on_failure=True) as nudge:
+    async with through(service, [fault] * 99) as url, Client(url, seconds=0.3, hold_on_failure=True) as nudge:
         decision = await nudge.decide("small", "safe", decision_id="mine")
         batch = await nudge.decide_batch([{"program": "small", "customer_id": "safe-2"}])
         with pytest.raises((UnreachableError, ProblemError)):
@@ -189,8 +189,8 @@ async def test_what_is_refused_is_raised_at_once_with_its_reasons(service: Runni
         assert (refused.value.status, refused.value.type) == (422, "urn:nudge:problem:invalid-request")
         assert refused.value.errors[0]["field"] == "context.plna"
         with pytest.raises(ProblemError) as unknown:
-            await nudge.report("small", "never-seen", "step")
-        assert unknown.value.errors[0]["code"] == "unknown_customer"
+            await nudge.report("small", "wrong", "leap")
+        assert unknown.value.errors[0]["code"] == "unknown_event"
     assert slept.pauses == []
 
 
