@@ -31,6 +31,8 @@ LEAST_STEPS, LEAST_AGREEMENT = 2.5, 0.5
 
 _OMITTED = np.empty(0)
 
+_NUMBER = bool | int | float
+
 
 class Decayed(msgspec.Struct, frozen=True, array_like=True):
     """A decayed count: what it was at a time. Adding to it in any order gives the same.
@@ -384,15 +386,20 @@ def _moments(times: Sequence[float | None]) -> Floats:
     return np.array([-np.inf if t is None else t for t in times], dtype=np.float64)
 
 
+@lru_cache(maxsize=1024)
+def _codes(categories: tuple[str, ...]) -> dict[str, int]:
+    return {name: i for i, name in enumerate(categories)}
+
+
 def attribute_column(attribute: Attribute, values: Sequence[Scalar]) -> npt.NDArray[np.generic]:
     """Return a column of an attribute: floats with NaN for unknown, or category indices with -1 for unknown.
 
     A value of the wrong kind, or a category that is not declared, is unknown.
     """
     if attribute.kind == "category":
-        known = {name: i for i, name in enumerate(attribute.categories)}
+        known = _codes(attribute.categories)
         return np.array([known.get(v, -1) if isinstance(v, str) else -1 for v in values], dtype=np.intp)
-    numbers = [float(v) if isinstance(v, bool | int | float) else np.nan for v in values]
+    numbers = [float(v) if isinstance(v, _NUMBER) else np.nan for v in values]
     column = np.array(numbers, dtype=np.float64)
     column[~np.isfinite(column)] = np.nan
     return column
@@ -419,30 +426,21 @@ def encode(program: Program, columns: Columns) -> Floats:
 
     Unknown numbers are 0 (their mean, once standardised) with their `=?` feature 1; unknown categories likewise.
     """
-    stage = columns["stage"].astype(np.intp)
-    hour = columns["hour"].astype(np.float64) * (2.0 * np.pi / 24.0)
-    contexts = np.empty((len(stage), len(program.features)))
+    to, n = program.encoding, len(columns["stage"])
+    contexts = np.zeros((n, len(program.features)))
     contexts[:, 0] = 1.0
-    at = 1 + len(program.stages)
-    contexts[:, 1:at] = stage[:, None] == np.arange(len(program.stages))
-    contexts[:, at], contexts[:, at + 1] = columns["momentum"], columns["dosage"]
-    contexts[:, at + 2] = np.log1p(columns["streak"].astype(np.float64)) / np.log(31.0)
-    contexts[:, at + 3], contexts[:, at + 6] = columns["nudge_recency"], columns["weekend"]
-    contexts[:, at + 4], contexts[:, at + 5] = np.sin(hour), np.cos(hour)
-    at += 7
-    for attribute in program.attributes:
-        column = columns[attribute.name]
-        if attribute.kind == "category":
-            known = len(attribute.categories)
-            contexts[:, at : at + known] = column[:, None] == np.arange(known)
-            contexts[:, at + known] = column == -1
-            at += known + 1
-        else:
-            numbers = column.astype(np.float64)
-            unknown = np.isnan(numbers)
-            scaled = np.minimum(np.maximum((numbers - attribute.mean) / attribute.scale, -5.0), 5.0)
-            contexts[:, at], contexts[:, at + 1] = np.where(unknown, 0.0, scaled), unknown
-            at += 2
+    codes = np.array([columns[name] for name in to.categories], dtype=np.intp)  # (categories, n)
+    contexts[np.arange(n), np.where(codes < 0, to.unknown, to.first + codes)] = 1.0
+    hour = columns["hour"].astype(np.float64) * (2.0 * np.pi / 24.0)
+    streak = np.log1p(columns["streak"].astype(np.float64)) / np.log(31.0)
+    recent, weekend = columns["nudge_recency"], columns["weekend"]
+    of_all = (columns["momentum"], columns["dosage"], streak, recent, np.sin(hour), np.cos(hour), weekend)
+    contexts[:, to.of_all : to.of_all + len(of_all)] = np.array(of_all).T
+    if to.numbers:
+        numbers = np.array([columns[name] for name in to.numbers], dtype=np.float64)  # (numbers, n)
+        missing = np.isnan(numbers)
+        scaled = np.minimum(np.maximum((numbers - to.mean) / to.scale, -5.0), 5.0)
+        contexts[:, to.at], contexts[:, to.at + 1] = np.where(missing, 0.0, scaled).T, missing.T
     return contexts
 
 

@@ -194,11 +194,12 @@ def _incentives(program: Program, cohort: Cohort, *, shared: Shared, day: Floats
     for rule, out in (("budget", program.minor_costs > shared.budget), ("stock", shared.stock < 1)):
         if out.any():
             blocks.add(rule, out)
-    if program.weekly_caps:
+    caps = program.weekly_caps
+    if caps.rules:
         week = (cohort.sent_day > day.min(axis=1, initial=np.inf)[:, None] - WEEK) & (cohort.sent_incentive >= 0)
-        for rule, cap, counted in program.weekly_caps:
-            full = (week & counted[cohort.sent_incentive]).sum(axis=1) >= cap
-            blocks.add(rule, full[:, None] & counted)
+        full = (caps.counted[:, cohort.sent_incentive] & week).sum(axis=2) >= caps.most[:, None]  # (caps, n)
+        for rule, reached, counted in zip(caps.rules, full, caps.counted, strict=True):
+            blocks.add(rule, reached[:, None] & counted)
     return blocks.codes()
 
 

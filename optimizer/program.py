@@ -346,6 +346,36 @@ class ProgramError(ValueError):
         super().__init__("\n".join(map(str, faults)))
 
 
+class Encoding(NamedTuple):
+    """Where columns stand among the features.
+
+    Args:
+        categories: the names of those with codes, stage first.
+        first, unknown: (categories, 1), where each has its first code, and where it is 1 if unknown.
+        of_all: where what is seen of every customer begins.
+        numbers: names of numbers and flags.
+        at: (numbers,), where each is; the next one is 1 if it is unknown.
+        mean, scale: (numbers, 1), what they are standardised by.
+    """
+
+    categories: tuple[str, ...]
+    first: Ints
+    unknown: Ints
+    of_all: int
+    numbers: tuple[str, ...]
+    at: Ints
+    mean: Floats
+    scale: Floats
+
+
+class WeeklyCaps(NamedTuple):
+    """Rules that limit incentives to so many a week, together: shapes (caps,), (caps,) and (caps, incentives)."""
+
+    rules: list[str]
+    most: Ints
+    counted: Bools
+
+
 class Program(_Struct, frozen=True, dict=True):
     """A declared journey with its actions, events, rewards and guardrails.
 
@@ -429,6 +459,24 @@ class Program(_Struct, frozen=True, dict=True):
         return tuple(names)
 
     @cached_property
+    def encoding(self) -> Encoding:
+        """Where `customer.encode` puts what it is given."""
+        place = {name: i for i, name in enumerate(self.features)}
+        categories = [a for a in self.attributes if a.kind == "category"]
+        numbers = [a for a in self.attributes if a.kind != "category"]
+        first = [1, *(place[f"{a.name}={a.categories[0]}"] for a in categories)]
+        return Encoding(
+            categories=("stage", *(a.name for a in categories)),
+            first=np.array(first, dtype=np.intp)[:, None],
+            unknown=np.array([0, *(place[f"{a.name}=?"] for a in categories)], dtype=np.intp)[:, None],
+            of_all=place["momentum"],
+            numbers=tuple(a.name for a in numbers),
+            at=np.array([place[a.name] for a in numbers], dtype=np.intp),
+            mean=np.array([a.mean for a in numbers])[:, None],
+            scale=np.array([a.scale for a in numbers])[:, None],
+        )
+
+    @cached_property
     def stage_index(self) -> dict[str, int]:
         """Position of each stage."""
         return {s.name: i for i, s in enumerate(self.stages)}
@@ -506,13 +554,16 @@ class Program(_Struct, frozen=True, dict=True):
         return np.array([x.promotional for x in self.incentives], dtype=np.bool_)
 
     @cached_property
-    def weekly_caps(self) -> tuple[tuple[str, int, Bools], ...]:
-        """Rules that limit some incentives to so many a week: the rule, how many, which, shape (incentives,)."""
-        scarce = np.array([x.scarce for x in self.incentives], dtype=np.bool_)
-        caps = [("scarcity", self.guardrails.scarce_per_week, scarce)] if scarce.any() else []
-        for kind, cap in self.guardrails.cap_per_week_by_kind.items():
-            caps.append(("kind_cap", cap, np.array([x.kind == kind for x in self.incentives], dtype=np.bool_)))
-        return tuple(caps)
+    def weekly_caps(self) -> WeeklyCaps:
+        """What limits some incentives to so many a week."""
+        scarce = [x.scarce for x in self.incentives]
+        caps = [("scarcity", self.guardrails.scarce_per_week, scarce)] if any(scarce) else []
+        caps += [
+            ("kind_cap", cap, [x.kind == kind for x in self.incentives])
+            for kind, cap in self.guardrails.cap_per_week_by_kind.items()
+        ]
+        counted = np.array([which for _, _, which in caps], dtype=np.bool_).reshape(len(caps), len(self.incentives))
+        return WeeklyCaps([rule for rule, _, _ in caps], np.array([cap for _, cap, _ in caps], dtype=np.intp), counted)
 
     @cached_property
     def off_beat(self) -> Bools:

@@ -262,9 +262,10 @@ class Decider:
         """Return how many rows a batch has room for.
 
         All that wait go together; where requests keep coming, as many as leave the other batch its part. Otherwise all
-        would be answered at once, all would ask again at once, and nothing were scored while they are being kept.
+        would be answered at once, all would ask again at once, and nothing were scored while they are being kept. One
+        request alone is not parted: its rows take turns in their order.
         """
-        if asyncio.get_running_loop().time() - self._ended > LATELY:
+        if len(self._lanes) == 1 or asyncio.get_running_loop().time() - self._ended > LATELY:
             return self._size
         return min(self._size, max(SMALL, math.ceil((self._waiting + len(self._busy)) / TOGETHER)))
 

@@ -121,6 +121,13 @@ async def test_what_keeps_coming_is_parted_so_that_one_batch_is_scored_while_ano
     assert [len(batch) for batch in memory.batches] == [1, 32, 32]
 
 
+async def test_a_request_alone_is_not_parted(memory: Memory) -> None:
+    async with deciding(memory) as decider:
+        await decider.submit([wish("first")])
+        await decider.submit([wish(f"c{i}") for i in range(64)])
+    assert [len(batch) for batch in memory.batches] == [1, 64]
+
+
 async def test_what_is_few_is_not_parted(memory: Memory) -> None:
     async with deciding(memory) as decider:
         await decider.submit([wish("first")])
