@@ -14,7 +14,9 @@ policy is, but only if the baseline is right. `posterior` trusts the second as f
 it is found from sums over rounds, so shards add up exactly, whatever their number.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from optimizer.actions import ActionSpace, Floats, Ints
 from optimizer.policy import Rounds
 from policies.inputs import check_rounds
 from policies.layout import BIAS, Layout, layout
+from policies.spans import cells
 from policies.threads import one_thread
 
 FOLDS = 5
@@ -38,9 +41,10 @@ class Statistics:
 
     Args:
         layout: the names of z and x.
-        half_life: in seconds; None never forgets.
-        as_of: the time of the latest round; -inf without one.
+        half_life: in seconds; infinite never forgets; None keeps the rounds apart by when they were, in `spans`.
+        since, as_of: the times of the first and of the latest round; inf and -inf without one.
         fingerprint: sum of a hash of each round, modulo 2**64: the same however the rounds were sharded.
+        spans: the same rounds in the order of their times, cut as `spans.cells` says; empty: all in one.
         zz: (p, p) sum of z z'. seen: (d,) weight of the rounds in which a column is not 0.
         zy: (folds, p, b) of z y'. zr: (folds, p) of z r. yy: (folds, b, b). yr: (folds, b). rr, n: (folds,).
         uu: (p, p) of u u'. uy: (p, b). ur: (p,).
@@ -48,8 +52,10 @@ class Statistics:
 
     layout: Layout
     half_life: float | None
+    since: float
     as_of: float
     fingerprint: int
+    spans: "tuple[Statistics, ...]"
     zz: Floats
     seen: Floats
     zy: Floats
@@ -65,7 +71,8 @@ class Statistics:
     @classmethod
     def empty(cls, layout: Layout, *, half_life: float | None = None) -> "Statistics":
         """Return the sums over no rounds."""
-        return cls(layout, half_life, -np.inf, 0, **{name: np.zeros(shape) for name, shape in shapes(layout).items()})
+        sums = {name: np.zeros(shape) for name, shape in shapes(layout).items()}
+        return cls(layout, half_life, np.inf, -np.inf, 0, (), **sums)
 
     @property
     def sums(self) -> dict[str, Floats]:
@@ -78,18 +85,31 @@ class Statistics:
             raise ValueError(
                 f"half-lives differ: {self.half_life!r} and {other.half_life!r}; sum rounds up with one of them"
             )
+        both = self.plus(other)
+        return replace(both, spans=_joined([*self.apart, *other.apart], both)) if self.half_life is None else both
+
+    @property
+    def apart(self) -> "tuple[Statistics, ...]":
+        """The same rounds as far as they were kept apart, in the order of their times."""
+        return self.spans or ((self,) if self.since <= self.as_of else ())
+
+    def plus(self, other: "Statistics", *, sign: float = 1.0) -> "Statistics":
+        """Return the sums over both, all in one; with `sign` -1, over ours without the other's, which come first."""
         joint = self.layout.union(other.layout)
         as_of = max(self.as_of, other.as_of)
-        ours, theirs = self._at(as_of, joint), other._at(as_of, joint)
+        ours, theirs = self.at(as_of, joint), other.at(as_of, joint)
         return Statistics(
             joint,
             self.half_life,
+            min(self.since, other.since) if sign > 0 else other.as_of,
             as_of,
-            (self.fingerprint + other.fingerprint) % 2**64,
-            **{name: ours[name] + theirs[name] for name in ours},
+            (self.fingerprint + int(sign) * other.fingerprint) % 2**64,
+            (),
+            **{name: ours[name] + sign * theirs[name] for name in ours},
         )
 
-    def _at(self, as_of: float, joint: Layout) -> dict[str, Floats]:
+    def at(self, as_of: float, joint: Layout) -> dict[str, Floats]:
+        """Return the sums as they count at a time, by the names of another layout."""
         faded = 1.0
         if self.half_life and np.isfinite(self.as_of):
             faded = 2.0 ** ((self.as_of - as_of) / self.half_life)
@@ -110,6 +130,24 @@ def shapes(named: Layout) -> dict[str, tuple[int, ...]]:
     return {"zz": (p, p), "seen": (d,), **by_fold, "n": (FOLDS,), "uu": (p, p), "uy": (p, b), "ur": (p,)}
 
 
+def _joined(parts: Sequence[Statistics], whole: Statistics) -> tuple[Statistics, ...]:
+    """Return the parts of a whole in the order of their times, those of one cell in one; none where all are."""
+    parts = sorted(parts, key=lambda part: (part.since, part.as_of))
+    first, last = (
+        cells(np.array([getattr(part, end) for part in parts]), since=whole.since, as_of=whole.as_of)
+        for end in ("since", "as_of")
+    )
+    spans: list[Statistics] = []
+    reached = -np.inf
+    for part, begins, ends in zip(parts, first.tolist(), last.tolist(), strict=True):
+        if spans and (begins <= reached or part.since <= spans[-1].as_of):
+            spans[-1] = spans[-1].plus(part)
+        else:
+            spans.append(replace(part, spans=()))
+        reached = max(reached, ends)
+    return tuple(spans) if len(spans) > 1 else ()
+
+
 def _places(names: tuple[str, ...], among: tuple[str, ...]) -> Ints:
     """Return where each name is among others; -1 where it is not."""
     index = {name: i for i, name in enumerate(among)}
@@ -125,7 +163,9 @@ def _spread(array: Floats, axes: tuple[Ints | None, ...]) -> Floats:
     return array
 
 
-def summarise(space: ActionSpace, rounds: Rounds, *, half_life: float | None = None) -> Statistics:
+def summarise(
+    space: ActionSpace, rounds: Rounds, *, half_life: float | None = None, since: float = np.inf
+) -> Statistics:
     """Sum rounds up; the sums of several shards are added with `+`.
 
     Memory is bounded by a block of rounds, and time is a few products of matrices a block.
@@ -133,21 +173,35 @@ def summarise(space: ActionSpace, rounds: Rounds, *, half_life: float | None = N
     Args:
         space: the rounds' actions and features.
         rounds: n of them; ValueError if any is malformed.
-        half_life: seconds after which a round counts half; None counts all alike.
+        half_life: seconds after which a round counts half; infinite counts all alike; None counts all alike and keeps
+            them apart by when they were, so that it can be found since when they count.
+        since: when the first of the rounds was that these will be added to: what was long before is kept apart less.
     """
     check_rounds(space, rounds)
     named = layout(space)
     if not len(rounds):
         return Statistics.empty(named, half_life=half_life)
-    as_of = float(rounds.at.max())
-    weights = np.ones(len(rounds)) if half_life is None else 2.0 ** ((rounds.at - as_of) / half_life)
-    folds = rounds.customers.astype(np.intp) % FOLDS
+    first, as_of = float(rounds.at.min()), float(rounds.at.max())
+    if half_life is not None:
+        return _summed(named, rounds, rows=np.arange(len(rounds)), half_life=half_life)
+    begins = cells(rounds.at, since=min(first, since), as_of=as_of)
+    spans = [_summed(named, rounds, rows=np.flatnonzero(begins == cell)) for cell in np.unique(begins)]
+    whole = reduce(Statistics.plus, spans)
+    return replace(whole, spans=tuple(spans) if len(spans) > 1 else ())
+
+
+def _summed(named: Layout, rounds: Rounds, *, rows: Ints, half_life: float | None = None) -> Statistics:
+    """Sum some of the rounds up, given by index, all in one."""
+    at = rounds.at[rows]
+    since, as_of = float(at.min()), float(at.max())
+    weights = np.ones(len(rows)) if half_life is None else 2.0 ** ((at - as_of) / half_life)
+    folds = rounds.customers[rows].astype(np.intp) % FOLDS
     sums = _Sums(named)
     with one_thread():
-        for start in range(0, len(rounds), _BLOCK):
-            rows = start + np.argsort(folds[start : start + _BLOCK], kind="stable")
-            sums.add(rounds, rows=rows, weights=weights[rows], folds=folds[rows])
-    return Statistics(named, half_life, as_of, _fingerprint(rounds), **sums.expanded())
+        for start in range(0, len(rows), _BLOCK):
+            block = start + np.argsort(folds[start : start + _BLOCK], kind="stable")
+            sums.add(rounds, rows=rows[block], weights=weights[block], folds=folds[block])
+    return Statistics(named, half_life, since, as_of, _fingerprint(rounds, rows), (), **sums.expanded())
 
 
 class _Sums:
@@ -276,12 +330,12 @@ def _symmetric(m: int) -> Ints:
     return np.maximum(at, at.T)
 
 
-def _fingerprint(rounds: Rounds) -> int:
+def _fingerprint(rounds: Rounds, rows: Ints) -> int:
     """Return the sum of a 64-bit hash of each round (splitmix64, Steele et al. 2014): blind to their order."""
     numbers = (rounds.at, rounds.rewards, rounds.actions, rounds.customers)
-    mixed = np.zeros(len(rounds), dtype=np.uint64)
+    mixed = np.zeros(len(rows), dtype=np.uint64)
     for number in numbers:
-        bits = np.ascontiguousarray(number, dtype=np.float64).view(np.uint64)
+        bits = np.ascontiguousarray(number[rows], dtype=np.float64).view(np.uint64)
         mixed = (mixed ^ bits) + np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

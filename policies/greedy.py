@@ -6,10 +6,10 @@ import numpy as np
 
 from optimizer.actions import ActionSpace, Bools, Floats
 from optimizer.policy import Rounds
-from policies.factored import Statistics, summarise
+from policies.changes import learned
+from policies.factored import Statistics
 from policies.inputs import check
 from policies.model import Model
-from policies.posterior import fit
 from policies.saved import Kept, Saved
 from policies.squarecb import Scale, weigh
 
@@ -19,7 +19,8 @@ class Greedy(Kept):
 
     Args:
         space: the actions and features.
-        half_life: seconds after which a round counts half; None never forgets.
+        half_life: seconds after which a round counts half; infinite never forgets. None leaves out what was before a
+            change of effects, where the rounds tell of one: see `changes`.
 
     >>> policy = Greedy(ActionSpace(("badge",), ("warm",), ("now",), features=("bias",)))
     >>> policy.probabilities(np.ones((1, 1)), np.array([[True, True]]), np.zeros(2)).tolist()
@@ -45,12 +46,11 @@ class Greedy(Kept):
 
     def learn(self, rounds: Rounds) -> None:
         if len(rounds):
-            self.absorb(summarise(self.space, rounds, half_life=self.model.statistics.half_life))
+            self.absorb(self.model.summed(rounds))
 
     def absorb(self, statistics: Statistics) -> None:
         """Learn from rounds that were summed up elsewhere, perhaps in shards."""
-        total = self.model.statistics + statistics
-        self.model = self.model.refitted(total, fit(total))
+        self.model = self.model.refitted(learned(self.model.statistics + statistics))
 
     def packed(self) -> Saved:
         return Saved(self.name, self.space, *self.model.packed())

@@ -8,12 +8,17 @@ from typing import Any, Self
 import numpy as np
 
 from optimizer.actions import ActionSpace, Floats
+from optimizer.policy import Rounds
 from policies import saved
-from policies.factored import Statistics, shapes
+from policies.changes import Learned
+from policies.factored import Statistics, shapes, summarise
 from policies.ladders import Ladders
 from policies.layout import GROUPS, Layout, layout
-from policies.posterior import EXPECTED, Posterior, Prior, Weights, effects, mean_for, weights
+from policies.posterior import EXPECTED, Prior, Weights, effects, mean_for, weights
 from policies.saved import Array, Saved
+
+NEVER = "never"
+"""How a half-life without end is kept."""
 
 _SQUARE = ("zz", "uu")
 """Sums that are symmetric, so that half of them is kept."""
@@ -30,6 +35,7 @@ class Model:
         mean: (p,), posterior mean, by the prior's names.
         noise: standard deviation of the reward around the model.
         freedom: how many parameters the data have determined.
+        changed: since when rounds count, where effects were found to have changed; None where they never were.
     """
 
     space: ActionSpace
@@ -38,21 +44,23 @@ class Model:
     mean: Floats
     noise: float
     freedom: float
+    changed: float | None = None
 
     @classmethod
     def new(cls, space: ActionSpace, *, half_life: float | None = None) -> Self:
         """Return the model before any round."""
-        if half_life is not None and not (np.isfinite(half_life) and half_life > 0):
-            raise ValueError(f"half_life must be positive seconds or None, got {half_life!r}")
+        if half_life is not None and not half_life > 0:
+            raise ValueError(f"half_life must be positive seconds, infinite or None, got {half_life!r}")
         named = layout(space)
         prior = Prior(named, EXPECTED.copy(), np.ones(len(named.columns)))
         empty = Statistics.empty(named, half_life=half_life)
         return cls(space, empty, prior, np.zeros(len(named.parameters)), noise=1.0, freedom=0.0)
 
-    def refitted(self, statistics: Statistics, posterior: Posterior) -> "Model":
-        """Return the model that all the sums so far say."""
-        p = posterior
-        return Model(self.space, statistics, p.prior, p.mean, noise=p.noise, freedom=p.freedom)
+    def refitted(self, learned: Learned) -> "Model":
+        """Return the model that the rounds which count say."""
+        p = learned.posterior
+        changed = learned.statistics.since if learned.changed else self.changed
+        return Model(self.space, learned.statistics, p.prior, p.mean, noise=p.noise, freedom=p.freedom, changed=changed)
 
     @cached_property
     def layout(self) -> Layout:
@@ -78,14 +86,21 @@ class Model:
         """Return the expected gain (n, k) of each action over hold, in reward units."""
         return effects(self.layout, self.weights, contexts, ladders=self.ladders)
 
+    def summed(self, rounds: Rounds) -> Statistics:
+        """Sum rounds up, to be added to those so far."""
+        s = self.statistics
+        return summarise(self.space, rounds, half_life=s.half_life, since=s.since)
+
     def packed(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return the settings and arrays that keep it."""
         s = self.statistics
         settings = {
             "names": saved.names(s.layout.space),
             "trained": saved.names(self.prior.layout.space),
-            "half_life": s.half_life,
+            "half_life": NEVER if s.half_life == np.inf else s.half_life,
+            "since": s.since if np.isfinite(s.since) else None,
             "as_of": s.as_of if np.isfinite(s.as_of) else None,
+            "changed": self.changed,
             "fingerprint": str(s.fingerprint),
             "noise": self.noise,
             "freedom": self.freedom,
@@ -100,7 +115,7 @@ class Model:
         kept = packed.setting("model", dict)
         try:
             trained, statistics = _layout(kept["trained"]), _statistics(packed, kept)
-            noise, freedom = float(kept["noise"]), float(kept["freedom"])
+            noise, freedom, changed = float(kept["noise"]), float(kept["freedom"]), _number(kept.get("changed"))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"saved {packed.kind} policy: model is malformed ({error}); train it again") from None
         prior = Prior(
@@ -109,7 +124,7 @@ class Model:
             packed.array("column_scales", (len(trained.columns),)),
         )
         mean = packed.array("mean", (len(trained.parameters),))
-        return cls(space, statistics, prior, mean, noise=noise, freedom=freedom)
+        return cls(space, statistics, prior, mean, noise=noise, freedom=freedom, changed=changed)
 
 
 def _layout(names: Mapping[str, list[str]]) -> Layout:
@@ -122,14 +137,25 @@ def _statistics(packed: Saved, kept: Mapping[str, Any]) -> Statistics:
         name: _symmetric(packed, name, shape[0]) if name in _SQUARE else packed.array(f"sum-{name}", shape)
         for name, shape in shapes(named).items()
     }
-    half_life = kept["half_life"]
+    half_life = np.inf if kept["half_life"] == NEVER else _number(kept["half_life"])
+    as_of = _number(kept["as_of"])
+    since = _number(kept.get("since", as_of))  # before 0.4 it was not kept
     return Statistics(
         named,
-        None if half_life is None else float(half_life),
-        -np.inf if kept["as_of"] is None else float(kept["as_of"]),
+        half_life,
+        np.inf if since is None else since,
+        -np.inf if as_of is None else as_of,
         int(kept["fingerprint"]),
+        (),
         **sums,
     )
+
+
+def _number(kept: object) -> float | None:
+    """Return a number or null as it was kept."""
+    if kept is not None and not isinstance(kept, float | int):
+        raise TypeError(f"{kept!r} is no number")
+    return None if kept is None else float(kept)
 
 
 def _symmetric(packed: Saved, name: str, p: int) -> Floats:

@@ -19,11 +19,21 @@ EXPECTED = np.array([0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.1, 0.1, 0.1, 
 STRENGTH = 0.25
 """How many parameters' worth of evidence `EXPECTED` is."""
 
+ALIKE = np.array([0, 1, 0, 1, 0, 1, 0, 1, 2, 2, 2, 3, 3, 3, 3])
+"""Of which kind each group is: levels, slopes, pairs, slopes by segment. One tells how large others of its kind are."""
+
+POOLED = 4.0
+"""How many parameters' worth of evidence about a group its kind is."""
+
+TAILS = np.where(ALIKE % 2, 4.0, np.inf)
+"""Degrees of freedom of Student's t by group, infinite for a Gaussian: most slopes are small, and a few are not."""
+
 DOUBT = 0.001
 """Odds, before any data, that the levels of reward mislead about one group of effects."""
 
 _MOST_STEPS, _FEW_STEPS, _CLOSE = 50, 3, 1e-3
 _LARGEST_LOG = 500.0
+_FLAT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Posterior:
     rest: float
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """The regression of what the baseline leaves, in units of effects: sums of z z', z e and e e."""
 
     zz: Floats
@@ -99,25 +109,26 @@ def fit(statistics: Statistics) -> Posterior:
 
 
 def _fit(s: Statistics) -> Posterior:
-    column_scales, spread = _column_scales(s), _spread_of_reward(s)
+    column_scales, spread = _column_scales(s), spread_of_reward(s)
     units = Prior(s.layout, np.empty(GROUPS), column_scales).units
     joint, centred = _levels(s, units=units), _left_by_baseline(s, units=units)
-    start = _Scales((EXPECTED * spread) ** 2, spread**2)
-    found = _scales(joint, start, groups=s.layout.groups, expected=start)
+    groups = s.layout.groups
+    start = _Scales((EXPECTED * spread) ** 2, spread**2, np.ones(len(groups)))
+    found = _scales(joint, start, groups=groups, expected=start)
     met = s.uu / np.multiply.outer(units, units)
-    alone = found._replace(noise=_noise_alone(centred, found, groups=s.layout.groups))
-    trust = _trust(joint, centred, found, alone=alone, groups=s.layout.groups, met=met)
+    alone = found._replace(noise=_noise_alone(centred, found, groups=groups))
+    trust = _trust(joint, centred, found, alone=alone, groups=groups, met=met)
     rest = (1.0 - trust) * found.noise / alone.noise
     moments = _mixed(joint, centred, trust=trust, rest=rest)
-    found = _scales(moments, found, groups=s.layout.groups, expected=start)
-    mean, covariance = _solve(moments, variances=found.variances[s.layout.groups], noise=found.noise)
+    found = _scales(moments, found, groups=groups, expected=start)
+    mean, covariance = _solve(moments, variances=found.each(groups), noise=found.noise)
     return Posterior(
         prior=Prior(s.layout, np.sqrt(found.variances), column_scales),
         mean=mean / units,
         covariance=covariance / np.multiply.outer(units, units),
         baseline=_baseline(s),
         noise=float(np.sqrt(found.noise)),
-        freedom=float(_known(covariance, s.layout.groups, variances=found.variances).sum()),
+        freedom=float(_known(covariance, groups, variances=found.each(groups)).sum()),
         n=moments.n,
         fingerprint=s.fingerprint,
         trust=trust,
@@ -126,47 +137,68 @@ def _fit(s: Statistics) -> Posterior:
 
 
 class _Scales(NamedTuple):
-    """Variances (groups,) of effects, and of the noise."""
+    """Variances (groups,) of effects, of the noise, and how many times its group's each parameter's is (p,)."""
 
     variances: Floats
     noise: float
+    times: Floats
+
+    def each(self, groups: Ints) -> Floats:
+        """Shape (p,): the variance of each parameter."""
+        variances: Floats = self.variances[groups] * self.times
+        return variances
 
 
-def _scales(moments: _Moments, start: _Scales, *, groups: Ints, expected: _Scales) -> _Scales:
-    """Return the scales of greatest marginal likelihood, from a start; those expected count as a little evidence."""
-    variances, noise = start
+def _scales(moments: Moments, start: _Scales, *, groups: Ints, expected: _Scales) -> _Scales:
+    """Return the scales of greatest marginal likelihood, from a start; those expected count as a little evidence.
+
+    A slope's variance is its own as far as the data tell it: a Gaussian of unknown width is Student's t (West 1987).
+    """
+    scales, tails = start, TAILS[groups]
     for _ in range(_MOST_STEPS):
-        mean, covariance = _solve(moments, variances=variances[groups], noise=noise)
-        known = _known(covariance, groups, variances=variances)
-        before = np.append(variances, noise)
-        variances = (STRENGTH * expected.variances + np.bincount(groups, mean**2, GROUPS)) / (STRENGTH + known)
+        mean, covariance = _solve(moments, variances=scales.each(groups), noise=scales.noise)
+        known = _known(covariance, groups, variances=scales.each(groups))
+        squares = np.bincount(groups, mean**2 / scales.times, GROUPS).astype(np.float64)
+        variances = _variances(squares, known, expected=expected.variances)
         noise = _noise(moments, mean=mean, known=float(known.sum()), expected=expected.noise)
-        if np.abs(np.log(np.append(variances, noise) / before)).max() < _CLOSE:
+        wide = (mean**2 + np.diag(covariance)) / variances[groups]
+        found = _Scales(variances, noise, 1.0 + (wide - 1.0) / (tails + 1.0))
+        moved = np.abs(np.log(np.append(variances, noise) / np.append(scales.variances, scales.noise))).max()
+        scales = found
+        if moved < _CLOSE:
             break
-    return _Scales(variances, noise)
+    return scales
 
 
-def _noise_alone(centred: _Moments, scales: _Scales, *, groups: Ints) -> float:
+def _variances(squares: Floats, known: Floats, *, expected: Floats) -> Floats:
+    """Return the variance of each group from its squared effects: drawn to its kind's, and that to what is expected."""
+    size, count = (np.bincount(ALIKE, sums)[ALIKE] for sums in (squares / expected, known))
+    kind = expected * (STRENGTH + size) / (STRENGTH + count)
+    variances: Floats = (POOLED * kind + squares) / (POOLED + known)
+    return variances
+
+
+def _noise_alone(centred: Moments, scales: _Scales, *, groups: Ints) -> float:
     """Return the variance of the reward around the centred regression: that of the joint one at least.
 
     More, while the policy changes: its baseline knows the customer, not that what is sent has become better.
     """
-    noise = scales.noise
+    noise, variances = scales.noise, scales.each(groups)
     for _ in range(_FEW_STEPS):
-        mean, covariance = _solve(centred, variances=scales.variances[groups], noise=noise)
-        known = float(_known(covariance, groups, variances=scales.variances).sum())
+        mean, covariance = _solve(centred, variances=variances, noise=noise)
+        known = float(_known(covariance, groups, variances=variances).sum())
         noise = max(_noise(centred, mean=mean, known=known, expected=scales.noise), scales.noise)
     return noise
 
 
-def _trust(joint: _Moments, centred: _Moments, scales: _Scales, *, alone: _Scales, groups: Ints, met: Floats) -> float:
+def _trust(joint: Moments, centred: Moments, scales: _Scales, *, alone: _Scales, groups: Ints, met: Floats) -> float:
     """Return the probability that the levels of reward tell of effects what the centred regression tells.
 
     Both say what each feature of the nudges that were sent was worth to those who were sent it: `met` (p, p), the sums
     of u u'. Where the baseline is right, they differ by chance, by no more than the centred one errs (Hausman
     1978). Where it is wrong, some group of features differs by more: by how much more is what makes it likeliest.
     """
-    variances = scales.variances[groups]
+    variances = scales.each(groups)
     within, covariance = _solve(centred, variances=variances, noise=alone.noise)
     gap = within - _solve(joint, variances=variances, noise=scales.noise)[0]
     odds = 0.0
@@ -183,8 +215,8 @@ def _trust(joint: _Moments, centred: _Moments, scales: _Scales, *, alone: _Scale
     return float(1.0 / (1.0 + DOUBT * odds))
 
 
-def _mixed(joint: _Moments, centred: _Moments, *, trust: float, rest: float) -> _Moments:
-    return _Moments(
+def _mixed(joint: Moments, centred: Moments, *, trust: float, rest: float) -> Moments:
+    return Moments(
         trust * joint.zz + rest * centred.zz,
         trust * joint.ze + rest * centred.ze,
         trust * joint.ee + rest * centred.ee,
@@ -192,7 +224,7 @@ def _mixed(joint: _Moments, centred: _Moments, *, trust: float, rest: float) -> 
     )
 
 
-def _solve(moments: _Moments, *, variances: Floats, noise: float) -> tuple[Floats, Floats]:
+def _solve(moments: Moments, *, variances: Floats, noise: float) -> tuple[Floats, Floats]:
     """Return mean (p,) and covariance (p, p): Bishop (2006), eq. 3.50 and 3.51."""
     from scipy.linalg import lapack  # only where something is learned
 
@@ -208,17 +240,16 @@ def _solve(moments: _Moments, *, variances: Floats, noise: float) -> tuple[Float
 
 def _known(covariance: Floats, groups: Ints, *, variances: Floats) -> Floats:
     """Shape (groups,): how many of each group's parameters the data determine; MacKay's gamma."""
-    sizes = np.bincount(groups, minlength=GROUPS)
-    left = np.bincount(groups, np.diag(covariance), GROUPS) / variances
-    return np.clip(sizes - left, 0.0, sizes)
+    known: Floats = np.clip(np.bincount(groups, 1.0 - np.diag(covariance) / variances, GROUPS), 0.0, None)
+    return known
 
 
-def _noise(moments: _Moments, *, mean: Floats, known: float, expected: float) -> float:
+def _noise(moments: Moments, *, mean: Floats, known: float, expected: float) -> float:
     left = moments.ee - 2 * mean @ moments.ze + mean @ moments.zz @ mean
     return (expected + max(float(left), 0.0)) / (1.0 + max(moments.n - known, 0.0))
 
 
-def _spread_of_reward(s: Statistics) -> float:
+def spread_of_reward(s: Statistics) -> float:
     """Return the standard deviation of the reward; 1 where nothing is known of it."""
     n = s.n.sum()
     if not n:
@@ -241,41 +272,82 @@ def _squares(s: Statistics) -> Floats:
     return found
 
 
+# How likely rounds are
+
+
+def moments(s: Statistics, posterior: Posterior) -> Moments:
+    """Return the moments of some rounds, with a baseline of their own, in the units of a posterior of more.
+
+    Nothing is expected of the baseline: rounds that are as few as its parameters tell nothing.
+    """
+    units = posterior.prior.units
+    joint = _left(s, s.uu, s.uy, s.ur, units=units, ridge=_FLAT)
+    centred = _left(s, s.zz, s.zy.sum(axis=0), s.zr.sum(axis=0), units=units, ridge=_FLAT)
+    return _mixed(joint, centred, trust=posterior.trust, rest=posterior.rest)
+
+
+def added(one: Moments, other: Moments, *, sign: float = 1.0) -> Moments:
+    """Return the moments of both; with `sign` -1, of the first without the second."""
+    zz, ze = one.zz + sign * other.zz, one.ze + sign * other.ze
+    return Moments(zz, ze, one.ee + sign * other.ee, one.n + sign * other.n)
+
+
+def evidence(moments: Moments, *, variances: Floats, noise: float) -> float:
+    """Return the logarithm of the marginal likelihood of rounds with the same effects: Bishop (2006), eq. 3.86.
+
+    Terms that add up over rounds are left out: they are the same however rounds are divided.
+    """
+    from scipy.linalg import lapack  # only where something is learned
+
+    precision = moments.zz / noise
+    precision[np.diag_indices_from(precision)] += 1.0 / variances
+    lower, failed = lapack.dpotrf(precision, lower=1, overwrite_a=1)
+    if failed:
+        raise ValueError("the sums over rounds are not positive: were they changed after they were summed up?")
+    half, _ = lapack.dtrtrs(lower, moments.ze / noise, lower=1)
+    return float(half @ half / 2.0 - np.log(np.diag(lower)).sum() - np.log(variances).sum() / 2.0)
+
+
 def _baseline(s: Statistics, *, without: int | None = None) -> Floats:
     """Shape (b,): ridge regression of the reward on the context; the ridge weighs as much as one round."""
     return _ridge(s, s.yr, without=without)
 
 
-def _ridge(s: Statistics, to: Floats, *, without: int | None = None) -> Floats:
+def _ridge(s: Statistics, to: Floats, *, without: int | None = None, weight: float = 1.0) -> Floats:
     """Shape (b, ...): the regression on y of what has the sums `to` (folds, b, ...) with y, by fold."""
     folds = [f for f in range(FOLDS) if f != without]
     sizes = np.sqrt(_squares(s))
-    scaled = s.yy[folds].sum(axis=0) / np.multiply.outer(sizes, sizes) + np.eye(len(sizes))
+    scaled = s.yy[folds].sum(axis=0) / np.multiply.outer(sizes, sizes) + weight * np.eye(len(sizes))
     across = sizes.reshape(-1, *([1] * (to.ndim - 2)))
     found: Floats = np.linalg.solve(scaled, to[folds].sum(axis=0) / across) / across
     return found
 
 
-def _levels(s: Statistics, *, units: Floats) -> _Moments:
+def _levels(s: Statistics, *, units: Floats) -> Moments:
     """Return the moments of reward and features that are left by their regression on the context: joint regression."""
-    uy = s.uy.T / units
-    both = np.zeros((FOLDS, len(uy), 1 + len(units)))
-    both[:, :, 0], both[0, :, 1:] = s.yr, uy
-    fitted = _ridge(s, both)
-    zz = s.uu / np.multiply.outer(units, units) - uy.T @ fitted[:, 1:]
-    ze = s.ur / units - uy.T @ fitted[:, 0]
+    return _left(s, s.uu, s.uy, s.ur, units=units, ridge=1.0)
+
+
+def _left(s: Statistics, ff: Floats, fy: Floats, fr: Floats, *, units: Floats, ridge: float) -> Moments:
+    """Return the moments of reward and features `f` that are left by their regression on y, given sums of products."""
+    fy = fy.T / units
+    both = np.zeros((FOLDS, len(fy), 1 + len(units)))
+    both[:, :, 0], both[0, :, 1:] = s.yr, fy
+    fitted = _ridge(s, both, weight=ridge)
+    zz = ff / np.multiply.outer(units, units) - fy.T @ fitted[:, 1:]
+    ze = fr / units - fy.T @ fitted[:, 0]
     ee = float(s.rr.sum() - s.yr.sum(axis=0) @ fitted[:, 0])
-    return _Moments((zz + zz.T) / 2.0, ze, ee, float(s.n.sum()))
+    return Moments((zz + zz.T) / 2.0, ze, ee, float(s.n.sum()))
 
 
-def _left_by_baseline(s: Statistics, *, units: Floats) -> _Moments:
+def _left_by_baseline(s: Statistics, *, units: Floats) -> Moments:
     """Return the moments of `e = r - m(x)`, where no customer's own rewards are in their `m`."""
     ze, ee = np.zeros(len(units)), 0.0
     for fold in range(FOLDS):
         m = _baseline(s, without=fold)
         ze += s.zr[fold] - s.zy[fold] @ m
         ee += s.rr[fold] - 2 * m @ s.yr[fold] + m @ s.yy[fold] @ m
-    return _Moments(s.zz / np.multiply.outer(units, units), ze / units, float(ee), float(s.n.sum()))
+    return Moments(s.zz / np.multiply.outer(units, units), ze / units, float(ee), float(s.n.sum()))
 
 
 # Draws from it, and what they make of a context

@@ -8,13 +8,14 @@ import numpy as np
 
 from optimizer.actions import ActionSpace, Bools, Floats, Ints
 from optimizer.policy import Rounds
+from policies.changes import learned
 from policies.compiled import compile_loops, filled, plain
-from policies.factored import Statistics, summarise
+from policies.factored import Statistics
 from policies.inputs import check
 from policies.ladders import Ladders
 from policies.layout import Layout
 from policies.model import Model
-from policies.posterior import Weights, fit
+from policies.posterior import Weights
 from policies.saved import Kept, Saved
 
 
@@ -32,7 +33,8 @@ class SquareCB(Kept):
     Args:
         space: the actions and features.
         scale: how many times a gap of one standard error counts; more explores less.
-        half_life: seconds after which a round counts half; None never forgets.
+        half_life: seconds after which a round counts half; infinite never forgets. None leaves out what was before a
+            change of effects, where the rounds tell of one: see `changes`.
 
     >>> policy = SquareCB(ActionSpace(("badge",), ("warm",), ("now",), features=("bias",)))
     >>> policy.probabilities(np.ones((1, 1)), np.array([[True, True]]), np.zeros(2)).tolist()
@@ -66,12 +68,11 @@ class SquareCB(Kept):
 
     def learn(self, rounds: Rounds) -> None:
         if len(rounds):
-            self.absorb(summarise(self.space, rounds, half_life=self.model.statistics.half_life))
+            self.absorb(self.model.summed(rounds))
 
     def absorb(self, statistics: Statistics) -> None:
         """Learn from rounds that were summed up elsewhere, perhaps in shards."""
-        total = self.model.statistics + statistics
-        self.model = self.model.refitted(total, fit(total))
+        self.model = self.model.refitted(learned(self.model.statistics + statistics))
 
     def packed(self) -> Saved:
         settings, arrays = self.model.packed()

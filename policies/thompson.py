@@ -9,12 +9,13 @@ import numpy as np
 from optimizer.actions import HOLD, ActionSpace, Bools, Floats, Floats32, Ints
 from optimizer.floor import spread
 from optimizer.policy import Rounds
+from policies.changes import learned
 from policies.compiled import compile_loops, filled, plain
-from policies.factored import Statistics, summarise
+from policies.factored import Statistics
 from policies.inputs import check
 from policies.ladders import Ladders
 from policies.model import Model
-from policies.posterior import Weights, committee, committee_for, fit, prior_draws, weights
+from policies.posterior import Weights, committee, committee_for, prior_draws, weights
 from policies.saved import Kept, Saved
 
 FEWEST_MEMBERS = 64
@@ -36,7 +37,8 @@ class Thompson(Kept):
         boldness: how far members stray from the mean, in posterior standard deviations. 1 is Thompson's rule, which
             explores too much where effects have hundreds of parameters and the floor explores as well: at 0.25
             regret was a tenth lower than at 0.5 in additive and pairwise worlds of 300 nudges.
-        half_life: seconds after which a round counts half; None never forgets.
+        half_life: seconds after which a round counts half; infinite never forgets. None leaves out what was before a
+            change of effects, where the rounds tell of one: see `changes`.
 
     >>> space = ActionSpace(("badge",), ("warm",), ("now", "later"), features=("bias",))
     >>> policy = Thompson(space)
@@ -84,14 +86,13 @@ class Thompson(Kept):
 
     def learn(self, rounds: Rounds) -> None:
         if len(rounds):
-            self.absorb(summarise(self.space, rounds, half_life=self.model.statistics.half_life))
+            self.absorb(self.model.summed(rounds))
 
     def absorb(self, statistics: Statistics) -> None:
         """Learn from rounds that were summed up elsewhere, perhaps in shards."""
-        total = self.model.statistics + statistics
-        posterior = fit(total)
-        drawn = committee(posterior, members=self.members, boldness=self.boldness)
-        self._become(self.model.refitted(total, posterior), drawn)
+        found = learned(self.model.statistics + statistics)
+        drawn = committee(found.posterior, members=self.members, boldness=self.boldness)
+        self._become(self.model.refitted(found), drawn)
 
     def packed(self) -> Saved:
         settings, arrays = self.model.packed()

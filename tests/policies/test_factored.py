@@ -268,15 +268,16 @@ def flipped(rounds: Rounds, *, at: float) -> Rounds:
 
 
 def test_forgetting_follows_a_change_of_taste() -> None:
-    """After taste has flipped for a sixth of the time, the forgetting model knows; the other still averages."""
+    """After taste has flipped for a fifth of the time, what forgets or finds the change knows; the rest averages."""
     rounds = flipped(logged(3_000, seed=16), at=0.8e6)
     best = SPACE.index(Nudge("coupon", "warm", "evening"))
-    steady, forgetting = Greedy(SPACE), Greedy(SPACE, half_life=0.04e6)
-    steady.learn(rounds)
-    forgetting.learn(rounds)
+    steady, forgetting, finding = (Greedy(SPACE, half_life=h) for h in (np.inf, 0.04e6, None))
+    for policy in (steady, forgetting, finding):
+        policy.learn(rounds)
     x = contexts(50, seed=17)
     assert steady.effects(x)[:, best].mean() > 0.1
     assert forgetting.effects(x)[:, best].mean() < -0.1
+    assert finding.effects(x)[:, best].mean() < -0.3
     with pytest.raises(ValueError, match="half_life must be positive"):
         Greedy(SPACE, half_life=0.0)
 
