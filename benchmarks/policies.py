@@ -45,10 +45,8 @@ JUDGED = ("thompson", "squarecb")
 MAIN = (("linear", "additive"), ("linear", "pairwise"))
 """Where a policy must win, not only keep up."""
 
-HALF_LIFE = 30.0 * 500
-"""Seconds; the forgetting model's: 500 decisions of the linear worlds."""
-
-FORGETTING = f"thompson half-life {HALF_LIFE:g}"
+UNFORGETTING = "thompson half-life inf"
+"""The default without what it does about a change: all rounds count for good."""
 
 ALSO = ("mabwiser LinTS, alpha 0.1",)
 """Settings of the grid that stand in the table beside the defaults."""
@@ -220,7 +218,7 @@ def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequen
         find = partial(_lost, family, name, seeds=seeds, decisions=decisions, kept=kept)
         grid = _grid(family, name, seeds=seeds, decisions=decisions, kept=kept)
         wanted = (0.5, 0.75) if (family, name) in MAIN else (1.05, 1.05)
-        for kind in (*JUDGED, FORGETTING) if name == "change" else JUDGED:
+        for kind in JUDGED:
             ours = find(kind)
             if short := [label for label, lost in grid.items() if ours.keys() - lost.keys()]:
                 print(f"  {family} {name}: not beside {kind}, with fewer seeds: {', '.join(short)}", flush=True)
@@ -280,7 +278,7 @@ def _lost(family: str, name: str, label: str, *, seeds: Sequence[int], decisions
 
 
 def _making(label: str) -> Callable[[ActionSpace], Learner] | None:
-    return partial(Thompson, half_life=HALF_LIFE) if label == FORGETTING else None
+    return partial(Thompson, half_life=np.inf) if label == UNFORGETTING else None
 
 
 def _on(played: Played, other: Played) -> Played:
@@ -330,15 +328,15 @@ def harmless(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
 
 
 def recovering(seeds: Sequence[int], *, decisions: int, kept: bool) -> list[Row]:
-    """Decisions until 90 % of the best is regained after tastes turned round, with and without forgetting."""
+    """Decisions until 90 % of the best is regained after tastes turned round, with what finds changes and without."""
     find = partial(_lost, "linear", "change", seeds=seeds, decisions=decisions, kept=kept)
-    ours, without = find(FORGETTING), find("thompson")
+    ours, without = find("thompson"), find(UNFORGETTING)
     both = ours.keys() & without.keys()
     if not both:
         return []
     taken = [float(np.mean([regained(played[seed]) for seed in both])) for played in (ours, without)]
-    name = f"{FORGETTING} s: decisions to regain 90 % after the change, seeds {len(both)}"
-    peer = "thompson without (at most the run)"
+    name = f"thompson: decisions to regain 90 % after the change, seeds {len(both)}"
+    peer = f"{UNFORGETTING} (at most the run)"
     return [_row(name, ours=taken[0], peer=taken[1], peer_name=peer, unit="decisions", most=0.5)]
 
 
@@ -354,7 +352,7 @@ def everyone(seeds: Sequence[int], *, decisions: int, families: Sequence[str]) -
     """Return what everyone lost in every world, as CSV, from what is kept: seeds are those that were played."""
     lines = ["family,world,learner,seeds,regret with floor,regret net of it"]
     for family, name in names(families):
-        for label in (*JUDGED, *([FORGETTING] if name == "change" else []), *regret.settings()):
+        for label in (*JUDGED, *([UNFORGETTING] if name == "change" else []), *regret.settings()):
             if lost := _lost(family, name, label, seeds=seeds, decisions=decisions, kept=True):
                 told = f"{_mean(lost, 'regret'):.5f},{_mean(lost, 'net'):.5f}"
                 lines.append(f'{family},{name},"{label}",{" ".join(map(str, lost))},{told}')

@@ -26,7 +26,10 @@ from optimizer.policy import Rounds
 from optimizer.program import Exploration
 from policies import KINDS
 
-MADE_OF = ("compiled", "factored", "ladders", "layout", "model", "posterior", "squarecb", "thompson")
+MADE_OF = (
+    *("changes", "compiled", "factored", "ladders", "layout", "model"),
+    *("posterior", "spans", "squarecb", "thompson", "threads"),
+)
 """The modules that what our judged learners choose depends on."""
 
 
@@ -107,7 +110,7 @@ def found(cell: Cell, *, make: Callable[[ActionSpace], Learner] | None = None) -
 
 def kept(cell: Cell) -> Path:
     """Return where a cell is kept: named by all that it depends on."""
-    ours = cell.learner.split()[0] in KINDS  # "thompson forgetting" too
+    ours = cell.learner.split()[0] in KINDS  # "thompson half-life inf" too
     key = json.dumps([*cell, _world_code(*cell._replace(learner="")), _code() if ours else _peers_code()])
     return CACHE / "regret" / f"{sha256(key.encode()).hexdigest()[:24]}.json"
 

@@ -41,16 +41,15 @@ def _since_change(total: Statistics, posterior: Posterior) -> Statistics | None:
     mean over the edges has to outweigh the odds. Each span has a baseline of its own, so that a season that moves all
     rewards alike is no change.
     """
-    noise = posterior.noise**2
     scales = np.maximum(posterior.prior.scales, EXPECTED * spread_of_reward(total))
     variances = scales[total.layout.groups] ** 2
     empty = Statistics.empty(total.layout)
+    likely = partial(evidence, variances=variances)
     with one_thread():
-        spans = [moments(empty.plus(span), posterior) for span in total.apart]
-        before = list(accumulate(spans, added))
-        likely = partial(evidence, variances=variances, noise=noise)
-        same = likely(before[-1])
-        factors = [likely(m) + likely(added(before[-1], m, sign=-1.0)) - same for m in before[:-1]]
+        spans = [moments(empty.plus(span), posterior, variances=variances) for span in total.apart]
+        *before, whole = accumulate(spans, added)
+        same = likely(whole)
+        factors = [likely(side) + likely(added(whole, side, sign=-1.0)) - same for side in before]
     if not factors or np.logaddexp.reduce(factors) - np.log(len(factors)) <= -np.log(CHANGE):
         return None
     return reduce(Statistics.__add__, total.apart[int(np.argmax(factors)) + 1 :])

@@ -275,15 +275,20 @@ def _squares(s: Statistics) -> Floats:
 # How likely rounds are
 
 
-def moments(s: Statistics, posterior: Posterior) -> Moments:
-    """Return the moments of some rounds, with a baseline of their own, in the units of a posterior of more.
+def moments(s: Statistics, posterior: Posterior, *, variances: Floats) -> Moments:
+    """Return the moments of some rounds, with a baseline and a noise of their own, in units of both.
 
-    Nothing is expected of the baseline: rounds that are as few as its parameters tell nothing.
+    Nothing is expected of the baseline: rounds that are as few as its parameters tell nothing. Their noise is that of
+    the posterior at least: rewards that are rare and large tell little where they happen to be.
     """
-    units = posterior.prior.units
+    units, noise = posterior.prior.units, posterior.noise**2
     joint = _left(s, s.uu, s.uy, s.ur, units=units, ridge=_FLAT)
     centred = _left(s, s.zz, s.zy.sum(axis=0), s.zr.sum(axis=0), units=units, ridge=_FLAT)
-    return _mixed(joint, centred, trust=posterior.trust, rest=posterior.rest)
+    both = _mixed(joint, centred, trust=posterior.trust, rest=posterior.rest)
+    mean, _ = _solve(both, variances=variances, noise=noise)
+    left = float(both.ee - 2 * mean @ both.ze + mean @ both.zz @ mean)
+    noise = max(noise, left / max(both.n - len(s.layout.baseline), 1.0))
+    return Moments(both.zz / noise, both.ze / noise, both.ee / noise, both.n)
 
 
 def added(one: Moments, other: Moments, *, sign: float = 1.0) -> Moments:
@@ -292,19 +297,20 @@ def added(one: Moments, other: Moments, *, sign: float = 1.0) -> Moments:
     return Moments(zz, ze, one.ee + sign * other.ee, one.n + sign * other.n)
 
 
-def evidence(moments: Moments, *, variances: Floats, noise: float) -> float:
+def evidence(moments: Moments, *, variances: Floats) -> float:
     """Return the logarithm of the marginal likelihood of rounds with the same effects: Bishop (2006), eq. 3.86.
 
-    Terms that add up over rounds are left out: they are the same however rounds are divided.
+    Moments are in units of noise. Terms that add up over rounds are left out: they are the same however rounds are
+    divided.
     """
     from scipy.linalg import lapack  # only where something is learned
 
-    precision = moments.zz / noise
+    precision = moments.zz.copy()
     precision[np.diag_indices_from(precision)] += 1.0 / variances
     lower, failed = lapack.dpotrf(precision, lower=1, overwrite_a=1)
     if failed:
         raise ValueError("the sums over rounds are not positive: were they changed after they were summed up?")
-    half, _ = lapack.dtrtrs(lower, moments.ze / noise, lower=1)
+    half, _ = lapack.dtrtrs(lower, moments.ze, lower=1)
     return float(half @ half / 2.0 - np.log(np.diag(lower)).sum() - np.log(variances).sum() / 2.0)
 
 

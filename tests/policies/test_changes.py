@@ -87,6 +87,22 @@ def test_a_season_that_moves_all_rewards_alike_is_no_change(seed: int) -> None:
         assert policy.model.changed is None
 
 
+@pytest.mark.parametrize("kind", ["rare", "heavy", "outliers"])
+def test_rewards_that_are_rare_and_large_are_no_change(kind: str) -> None:
+    """One in 500 converts; Student's t with two degrees of freedom; one in 1,000 is worth a hundred times the noise."""
+    for seed in range(2):
+        rng, rounds = np.random.default_rng([seed, 3]), world(seed, taste=np.ones(N))
+        rewards = {
+            "rare": 500.0 * (rng.random(N) < 0.002 * (1.0 + 0.5 * (rounds.rewards - rounds.contexts[:, 3]))),
+            "heavy": rounds.rewards + 0.5 * rng.standard_t(2, size=N),
+            "outliers": rounds.rewards + 50.0 * (rng.random(N) < 0.001),
+        }
+        policy = Greedy(SPACE)
+        for batch in batches(replace(rounds, rewards=rewards[kind]), size=250):
+            policy.learn(batch)
+        assert policy.model.changed is None
+
+
 def test_tastes_that_turn_again_and_again_are_followed() -> None:
     """Each turn is found before the next, online; at once, only what was since the last one is kept."""
     taste = np.where(np.arange(N) // 750 % 2, -1.0, 1.0)
