@@ -52,7 +52,10 @@ ALSO = ("mabwiser LinTS, alpha 0.1",)
 """Settings of the grid that stand in the table beside the defaults."""
 
 HOPELESS = 1.25
-"""How much worse than its peer's best a setting may begin in a simulated world, and be played on."""
+"""How much worse than the best of all a setting may begin in a simulated world, and be played on."""
+
+TWIN = ("simulated", "shelf")
+"""What comes and goes in this world comes after the eight days that 20,000 decisions take: here it is `demo`."""
 
 BASE_RATE = 10.0 * BURDEN
 """Mean reward under hold in the linear world `null`, where a nudge costs a tenth of it."""
@@ -214,7 +217,7 @@ def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequen
     name, where it has not played them all. The best is the setting that loses least over them.
     """
     rows: list[Row] = []
-    for family, name in sorted(names(families), key=lambda pair: pair not in MAIN):
+    for family, name in _worlds(families):
         find = partial(_lost, family, name, seeds=seeds, decisions=decisions, kept=kept)
         grid = _grid(family, name, seeds=seeds, decisions=decisions, kept=kept)
         wanted = (0.5, 0.75) if (family, name) in MAIN else (1.05, 1.05)
@@ -231,24 +234,23 @@ def losing(seeds: Sequence[int], *, decisions: int, kept: bool, families: Sequen
 def _grid(family: str, name: str, *, seeds: Sequence[int], decisions: int, kept: bool) -> dict[str, Played]:
     """Return what each setting of the peers lost: every setting where response is linear.
 
-    Of simulated worlds there are many, so there, of a setting that on the first two seeds loses more than `HOPELESS`
-    times what its peer's best setting does, the other seeds are not played, unless it is the peer's default.
+    Of simulated worlds there are many, so there a setting ends after the first seed where it loses more than `HOPELESS`
+    times the least that any peer's loses, unless it is its peer's default.
     """
     find = partial(_lost, family, name, decisions=decisions, kept=kept)
-    settings = regret.settings()
+    first = seeds if family == "linear" else seeds[:1]
+    grid = {label: find(label, seeds=first) for label in regret.settings()}
     if family == "linear":
-        return {label: find(label, seeds=seeds) for label in settings}
-    begun = {label: find(label, seeds=seeds[:2]) for label in settings}
-    best: dict[str, float] = {}
-    for label, lost in begun.items():
-        if len(lost) == len(seeds[:2]):
-            best[settings[label].peer] = min(best.get(settings[label].peer, np.inf), _mean(lost, "regret"))
+        return grid
+    begun = {label: _mean(lost, "regret") for label, lost in grid.items() if lost}
     played_on = [
-        label
-        for label, lost in begun.items()
-        if label in _defaults() or (lost and _mean(lost, "regret") <= HOPELESS * best.get(settings[label].peer, np.inf))
+        label for label in grid if label in _defaults() or begun.get(label, np.inf) <= HOPELESS * min(begun.values())
     ]
-    return begun | {label: find(label, seeds=seeds) for label in played_on}
+    return grid | {label: find(label, seeds=seeds) for label in played_on}
+
+
+def _worlds(families: Sequence[str]) -> list[tuple[str, str]]:
+    return sorted(set(names(families)) - {TWIN}, key=lambda pair: (pair not in MAIN, names().index(pair)))
 
 
 def _defaults() -> list[str]:
@@ -351,7 +353,7 @@ def regained(lost: Lost) -> float:
 def everyone(seeds: Sequence[int], *, decisions: int, families: Sequence[str]) -> str:
     """Return what everyone lost in every world, as CSV, from what is kept: seeds are those that were played."""
     lines = ["family,world,learner,seeds,regret with floor,regret net of it"]
-    for family, name in names(families):
+    for family, name in _worlds(families):
         for label in (*JUDGED, *([UNFORGETTING] if name == "change" else []), *regret.settings()):
             if lost := _lost(family, name, label, seeds=seeds, decisions=decisions, kept=True):
                 told = f"{_mean(lost, 'regret'):.5f},{_mean(lost, 'net'):.5f}"
