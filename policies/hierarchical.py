@@ -89,6 +89,11 @@ class Hierarchical(Kept):
         """Return the expected gain (n, k) of each action over hold, in reward units."""
         return self.inner.effects(self._widened(contexts))
 
+    @property
+    def changed(self) -> float | None:
+        """Since when rounds count, where effects were found to have changed."""
+        return self.inner.changed
+
     def learn(self, rounds: Rounds) -> None:
         check_rounds(self.space, rounds)
         self.inner.learn(replace(rounds, contexts=self._widened(rounds.contexts)))

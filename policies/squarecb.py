@@ -66,6 +66,11 @@ class SquareCB(Kept):
         """Return the expected gain (n, k) of each action over hold, in reward units."""
         return self.model.effects(contexts)
 
+    @property
+    def changed(self) -> float | None:
+        """Since when rounds count, where effects were found to have changed."""
+        return self.model.changed
+
     def learn(self, rounds: Rounds) -> None:
         if len(rounds):
             self.absorb(self.model.summed(rounds))

@@ -72,6 +72,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     version: str
     rounds: int
+    memory: str
 
 
 class Trainings(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,11 +203,10 @@ def train(program: Program, *, kinds: Sequence[str] = (), progress: Progress | N
     found = training.train(earlier, kinds=tuple(kinds) or training.LEARNERS, progress=progress)
     store = Registry.open()
     done = []
-    for i, candidate in enumerate(found):
-        registered = store.log_training(
-            earlier, name=candidate.name, policy=candidate.policy, kind=candidate.kind, params=candidate.params
-        )
-        done.append(Trained(name=candidate.name, kind=candidate.kind, version=registered.version, rounds=len(earlier)))
+    for i, c in enumerate(found):
+        params = {**c.params, "memory": c.memory}
+        registered = store.log_training(earlier, name=c.name, policy=c.policy, kind=c.kind, params=params)
+        done.append(Trained(name=c.name, kind=c.kind, version=registered.version, rounds=len(earlier), memory=c.memory))
         if progress is not None:
             progress("registering in MLflow", i + 1, len(found))
     return Trainings(

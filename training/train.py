@@ -6,6 +6,7 @@ window had closed by then.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -53,13 +54,14 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trained policy: its name, its kind in `policies.KINDS`, and what it was trained with."""
+    """A trained policy: its name, its kind in `policies.KINDS`, what it was trained with, and what it goes by."""
 
     name: str
     title: str
     kind: str
     policy: Policy
     params: dict[str, float]
+    memory: str
 
 
 def split(dataset: Dataset, *, share: float = 0.65) -> Halves:
@@ -103,6 +105,18 @@ def _range(rewards: Floats) -> dict[str, float]:
     return {"lowest": low, "highest": high if high > low else low + 1.0}
 
 
+def _memory(changed: float | None, *, counted: int, of: int, looked: bool) -> str:
+    """Return which rounds count, in a sentence; `changed` is since when, where what moves customers has changed."""
+    if changed is None:
+        found = "no change of what moves customers was found" if looked else "this kind looks for no change"
+        return f"All {of:,} rounds count: {found}."
+    day = f"{datetime.fromtimestamp(changed, UTC):%-d %B %Y}"
+    return (
+        f"What moves customers changed around {day}: the {counted:,} rounds since then count, "
+        f"the {of - counted:,} before are left out."
+    )
+
+
 def train(dataset: Dataset, *, kinds: Sequence[str] = LEARNERS, progress: Progress | None = None) -> list[Candidate]:
     """Train a policy of each kind on a dataset, from its shaped rewards.
 
@@ -122,8 +136,11 @@ def train(dataset: Dataset, *, kinds: Sequence[str] = LEARNERS, progress: Progre
         settings = _range(rounds.rewards) if kind == "logistic" else SETTINGS.get(kind, {})
         policy: Policy = KINDS[kind](dataset.program.space, **settings)  # type: ignore[call-arg]  # learners take a space
         policy.learn(rounds)
-        params = {"rounds": float(len(rounds)), **settings}
-        candidates.append(Candidate(kind, _TITLES.get(kind, kind), kind, policy, params))
+        changed: float | None = getattr(policy, "changed", None)
+        counted = int((rounds.at >= changed).sum()) if changed is not None else len(rounds)
+        params = {"rounds": float(len(rounds)), "rounds_that_count": float(counted), **settings}
+        memory = _memory(changed, counted=counted, of=len(rounds), looked=hasattr(policy, "changed"))
+        candidates.append(Candidate(kind, _TITLES.get(kind, kind), kind, policy, params, memory))
     if progress is not None:
         progress("training", len(kinds), len(kinds))
     return candidates

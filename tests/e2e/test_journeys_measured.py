@@ -123,6 +123,9 @@ def a_policy_is_retrained_from_the_log(log: Log) -> None:
     (candidate,) = log.trained["candidates"]
     assert candidate["kind"] == "thompson"
     assert 100 < candidate["rounds"] < log.trained["decisions_seen"]
+    assert (
+        candidate["memory"] == f"All {candidate['rounds']:,} rounds count: no change of what moves customers was found."
+    )
     archive, program = log.unjust.home / "var" / "archive", Program.parse(text(), source="small.toml")
     seen = record.load(archive, program)
     apart = {name for name, arm in zip(seen.customers, seen.arms, strict=True) if arm == EVALUATION}

@@ -103,6 +103,22 @@ def test_rewards_that_are_rare_and_large_are_no_change(kind: str) -> None:
         assert policy.model.changed is None
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_season_is_no_change_where_the_logger_changes_with_it(seed: int) -> None:
+    """From half way on one incentive is sent mostly in high season: it did not become better."""
+    wave = 1.5 * np.sin(np.linspace(0.0, 7.0 * np.pi, N))
+    rounds, rng = world(seed, taste=np.ones(N)), np.random.default_rng([seed, 4])
+    sent = np.where(SPACE.levels[:, 0] == 1, np.where((wave > 0) & (np.arange(N) > N / 2), 30.0, 1.0)[:, None], 1.0)
+    p = sent * rounds.allowed / (sent * rounds.allowed).sum(axis=1, keepdims=True)
+    actions = (np.cumsum(p, axis=1) < rng.random((N, 1))).sum(axis=1)
+    rewards = truth(rounds.contexts)[np.arange(N), actions] + wave + 0.5 * rng.normal(size=N)
+    policy = Greedy(SPACE)
+    biased = replace(rounds, probabilities=p.astype(np.float32), actions=actions, rewards=rewards)
+    for batch in batches(biased, size=250):
+        policy.learn(batch)
+    assert policy.model.changed is None
+
+
 def test_tastes_that_turn_again_and_again_are_followed() -> None:
     """Each turn is found before the next, online; at once, only what was since the last one is kept."""
     taste = np.where(np.arange(N) // 750 % 2, -1.0, 1.0)

@@ -76,3 +76,21 @@ def test_what_does_not_learn_is_no_candidate() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="there is no policy kind 'magic' that learns: expected some of thompson"):
         train(WORLD.dataset, kinds=["magic"])
+
+
+def test_which_rounds_count_is_said_in_a_sentence() -> None:
+    """Half way a reward turns into its opposite: a candidate that looks for it leaves out what was before."""
+    n, rounds = 3_000, WORLD.dataset.rounds
+    order = np.argsort(rounds.at, kind="stable")
+    half = rounds.at[order[n // 2]]
+    loved = np.where(rounds.actions > 0, 3.0, 0.0) * np.where(rounds.at < half, 1.0, -1.0)
+    rewards = loved + np.random.default_rng(1).normal(size=n)
+    found = train(replace(WORLD.dataset, training_rewards=rewards), kinds=["thompson", "boosted"])
+    thompson, boosted = (candidate.memory for candidate in found)
+    counted = int(found[0].params["rounds_that_count"])
+    assert n / 4 < counted < 0.6 * n
+    assert thompson.startswith("What moves customers changed around ")
+    assert thompson.endswith(f": the {counted:,} rounds since then count, the {n - counted:,} before are left out.")
+    assert boosted == "All 3,000 rounds count: this kind looks for no change."
+    (steady,) = train(WORLD.dataset, kinds=["thompson"])
+    assert steady.memory == "All 3,000 rounds count: no change of what moves customers was found."
