@@ -1,8 +1,9 @@
 """How much of its framework's speed is left once a service decides and keeps? Beside an empty FastAPI handler.
 
 One real service (`nudge serve`: embedded Valkey, every commit fsynced, 301 actions, all guardrails) and one empty
-handler under the same server options take turns in one run, asked with the same requests by the same client. Customers
-are of all stages, each asks once a wave; ratios are of neighbouring waves, so that a busy machine weighs on both.
+handler under the same server and options take turns in one run, asked with the same requests by the same client.
+Customers are of all stages, each asks once a wave; ratios are of neighbouring waves, so that a busy machine weighs on
+both. The service sends an answer in one piece (`serving.wire`): an empty handler that does so too is shown.
 """
 
 import argparse
@@ -162,11 +163,11 @@ def service(folder: Path, *, workers: int = 1) -> Iterator[Served]:
 
 
 @contextmanager
-def empty_handler() -> Iterator[Answering]:
+def empty_handler(*, http: str = "httptools") -> Iterator[Answering]:
     """Run the empty handler under the same server and options."""
     port = _free_port()
     words = ["-m", "uvicorn", "benchmarks.load:empty", "--factory", "--port", str(port), "--loop", "uvloop"]
-    words += ["--http", "httptools", "--no-access-log", "--no-server-header", "--log-level", "warning"]
+    words += ["--http", http, "--no-access-log", "--no-server-header", "--log-level", "warning"]
     with running(words, port=port, path="/openapi.json", environment=_environment()) as pid:
         yield Answering(port, (pid,))
 
@@ -218,10 +219,12 @@ def _family(pid: int) -> tuple[int, ...]:
 
 
 class Bench:
-    """A service, an empty handler, and who asks them, in turns."""
+    """A service, an empty handler, another that sends as the service does, and who asks them, in turns."""
 
-    def __init__(self, served: Served, peer: Answering, ask: Callable[[Wave], Heard], sizes: Sizes) -> None:
-        self.served, self.peer, self.ask, self.sizes = served, peer, ask, sizes
+    def __init__(
+        self, served: Served, peer: Answering, ask: Callable[[Wave], Heard], sizes: Sizes, *, alike: Answering
+    ) -> None:
+        self.served, self.peer, self.alike, self.ask, self.sizes = served, peer, alike, ask, sizes
         self.wave = 0
 
     def ours(
@@ -247,11 +250,12 @@ class Bench:
         wave = Wave(self.served.port, path, asked, connections, seconds or self.sizes.seconds, rate)
         return self._heard(wave, pids=self.served.pids)
 
-    def empty(self, *, connections: int, rate: float = 0.0) -> Heard:
-        """Ask the empty handler the same."""
+    def empty(self, *, connections: int, rate: float = 0.0, alike: bool = False) -> Heard:
+        """Ask an empty handler the same; the one that sends as the service does, where it is to be alike."""
+        peer = self.alike if alike else self.peer
         asked = bodies(customers=self.sizes.customers, wave=self.wave)
-        wave = Wave(self.peer.port, "/v1/decide", asked, connections, self.sizes.seconds, rate)
-        return self._heard(wave, pids=self.peer.pids)
+        wave = Wave(peer.port, "/v1/decide", asked, connections, self.sizes.seconds, rate)
+        return self._heard(wave, pids=peer.pids)
 
     def _heard(self, wave: Wave, *, pids: Sequence[int]) -> Heard:
         before = _processor_seconds(pids)
@@ -266,6 +270,11 @@ class Bench:
             heard = {kind: both[kind]() for kind in ((0, 1) if i % 2 else (1, 0))}
             found.append((heard[0], heard[1]))
         return found
+
+    def alike_rate(self, *, connections: int) -> float:
+        """Return the answers a second of the empty handler that sends as the service does."""
+        waves = range(self.sizes.waves)
+        return statistics.median(self.empty(connections=connections, alike=True).rate for _ in waves)
 
 
 def throughput(bench: Bench, kind: str) -> Iterator[Row]:
@@ -285,6 +294,17 @@ def throughput(bench: Bench, kind: str) -> Iterator[Row]:
             ratio=ratio,
             target=f">= {TARGETS[kind]}",
             met=ratio >= TARGETS[kind],
+        )
+        alike, ours = bench.alike_rate(connections=connections), statistics.median(ours.rate for ours, _ in found)
+        yield _row(
+            f"decisions a second, {TITLES[kind]}, {connections} connections, beside one that sends alike",
+            ours,
+            peer=alike,
+            peer_name=f"{EMPTY} that sends in one piece",
+            unit="/s",
+            ratio=ours / alike,
+            target="shown",
+            met=True,
         )
 
 
@@ -449,9 +469,9 @@ def single(sizes: Sizes, kinds: Sequence[str], parts: Sequence[str]) -> Iterator
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nudge-bench-")))
         ask = stack.enter_context(clients())
-        peer = stack.enter_context(empty_handler())
+        peer, alike = (stack.enter_context(empty_handler(http=http)) for http in ("httptools", "serving.wire:Protocol"))
         served = stack.enter_context(service(folder))
-        bench = Bench(served, peer, ask, sizes)
+        bench = Bench(served, peer, ask, sizes, alike=alike)
         for kind in kinds:
             asyncio.run(promote(served, learned(kind, served.program), version=f"{kind}-1"))
             bench.ours(connections=64, seconds=2.0), bench.empty(connections=64)  # warm
@@ -473,7 +493,7 @@ def double(sizes: Sizes) -> Iterator[Row]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nudge-bench-")))
             served = stack.enter_context(service(folder, workers=workers))
             asyncio.run(promote(served, learned("thompson", served.program), version="thompson-1"))
-            benches[workers] = Bench(served, Answering(0, ()), ask, sizes)
+            benches[workers] = Bench(served, Answering(0, ()), ask, sizes, alike=Answering(0, ()))
             benches[workers].ours(connections=64, seconds=2.0)
         for _ in range(sizes.waves):
             for workers, bench in benches.items():
