@@ -22,8 +22,8 @@ STRENGTH = 0.25
 ALIKE = np.array([0, 1, 0, 1, 0, 1, 0, 1, 2, 2, 2, 3, 3, 3, 3])
 """Of which kind each group is: levels, slopes, pairs, slopes by segment. One tells how large others of its kind are."""
 
-POOLED = 4.0
-"""How many parameters' worth of evidence about a group its kind is."""
+POOLED = 16.0
+"""How many parameters' worth of evidence about a group its kind is: more than the few levels of a factor are."""
 
 TAILS = np.where(ALIKE % 2, 4.0, np.inf)
 """Degrees of freedom of Student's t by group, infinite for a Gaussian: most slopes are small, and a few are not."""
@@ -33,7 +33,7 @@ DOUBT = 0.001
 
 _MOST_STEPS, _FEW_STEPS, _CLOSE = 50, 3, 1e-3
 _LARGEST_LOG = 500.0
-_FLAT = 1e-6
+_FLAT, _EXACT = 1e-6, 1e-9
 
 
 @dataclass(frozen=True)
@@ -285,6 +285,7 @@ def moments(s: Statistics, posterior: Posterior, *, variances: Floats) -> Moment
     joint = _left(s, s.uu, s.uy, s.ur, units=units, ridge=_FLAT)
     centred = _left(s, s.zz, s.zy.sum(axis=0), s.zr.sum(axis=0), units=units, ridge=_FLAT)
     both = _mixed(joint, centred, trust=posterior.trust, rest=posterior.rest)
+    both.zz[np.diag_indices_from(both.zz)] += _EXACT * (np.diag(s.uu) + np.diag(s.zz)) / units**2
     mean, _ = _solve(both, variances=variances, noise=noise)
     left = float(both.ee - 2 * mean @ both.ze + mean @ both.zz @ mean)
     noise = max(noise, left / max(both.n - len(s.layout.baseline), 1.0))
