@@ -14,7 +14,7 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol
 
@@ -235,7 +235,7 @@ def _grid(family: str, name: str, *, seeds: Sequence[int], decisions: int, kept:
     """Return what each setting of the peers lost: every setting where response is linear.
 
     Of simulated worlds there are many, so there a setting ends after the first seed where it loses more than `HOPELESS`
-    times the least that any peer's loses, unless it is its peer's default.
+    times the least that any setting loses; a peer's default is held to the least that any default loses.
     """
     find = partial(_lost, family, name, decisions=decisions, kept=kept)
     first = seeds if family == "linear" else seeds[:1]
@@ -243,9 +243,12 @@ def _grid(family: str, name: str, *, seeds: Sequence[int], decisions: int, kept:
     if family == "linear":
         return grid
     begun = {label: _mean(lost, "regret") for label, lost in grid.items() if lost}
-    played_on = [
-        label for label in grid if label in _defaults() or begun.get(label, np.inf) <= HOPELESS * min(begun.values())
-    ]
+
+    def least(among: Iterable[str]) -> float:
+        return min(begun[label] for label in among if label in begun)
+
+    defaults = _defaults()
+    played_on = [label for label in begun if begun[label] <= HOPELESS * least(defaults if label in defaults else begun)]
     return grid | {label: find(label, seeds=seeds) for label in played_on}
 
 
