@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.factored import Statistics
-from policies.posterior import EXPECTED, Posterior, added, evidence, fit, moments, spread_of_reward
+from policies.posterior import EXPECTED, Posterior, added, evidence, excess_of_reward, fit, moments, spread_of_reward
 from policies.threads import one_thread
 
 CHANGE = 0.001
@@ -41,15 +41,18 @@ def _since_change(total: Statistics, posterior: Posterior) -> Statistics | None:
     mean over the edges has to outweigh the odds. Each span has a baseline of its own, so that a season that moves all
     rewards alike is no change.
     """
+    if len(total.apart) < 2:
+        return None
     scales = np.maximum(posterior.prior.scales, EXPECTED * spread_of_reward(total))
     variances = scales[total.layout.groups] ** 2
     empty = Statistics.empty(total.layout)
+    excess = excess_of_reward(total, noise=posterior.noise)
     likely = partial(evidence, variances=variances)
     with one_thread():
-        spans = [moments(empty.plus(span), posterior, variances=variances) for span in total.apart]
+        spans = [moments(empty.plus(span), posterior, variances=variances, excess=excess) for span in total.apart]
         *before, whole = accumulate(spans, added)
         same = likely(whole)
         factors = [likely(side) + likely(added(whole, side, sign=-1.0)) - same for side in before]
-    if not factors or np.logaddexp.reduce(factors) - np.log(len(factors)) <= -np.log(CHANGE):
+    if np.logaddexp.reduce(factors) - np.log(len(factors)) <= -np.log(CHANGE):
         return None
     return reduce(Statistics.__add__, total.apart[int(np.argmax(factors)) + 1 :])

@@ -47,6 +47,7 @@ class Statistics:
         spans: the same rounds in the order of their times, cut as `spans.cells` says; empty: all in one.
         zz: (p, p) sum of z z'. seen: (d,) weight of the rounds in which a column is not 0.
         zy: (folds, p, b) of z y'. zr: (folds, p) of z r. yy: (folds, b, b). yr: (folds, b). rr, n: (folds,).
+        r34: (2,) of r to the third and to the fourth.
         uu: (p, p) of u u'. uy: (p, b). ur: (p,).
     """
 
@@ -64,6 +65,7 @@ class Statistics:
     yr: Floats
     rr: Floats
     n: Floats
+    r34: Floats
     uu: Floats
     uy: Floats
     ur: Floats
@@ -127,7 +129,7 @@ def shapes(named: Layout) -> dict[str, tuple[int, ...]]:
     """Return the shape of each sum, by name."""
     p, d, b = len(named.parameters), len(named.columns), len(named.baseline)
     by_fold = {"zy": (FOLDS, p, b), "zr": (FOLDS, p), "yy": (FOLDS, b, b), "yr": (FOLDS, b), "rr": (FOLDS,)}
-    return {"zz": (p, p), "seen": (d,), **by_fold, "n": (FOLDS,), "uu": (p, p), "uy": (p, b), "ur": (p,)}
+    return {"zz": (p, p), "seen": (d,), **by_fold, "n": (FOLDS,), "r34": (2,), "uu": (p, p), "uy": (p, b), "ur": (p,)}
 
 
 def _joined(parts: Sequence[Statistics], whole: Statistics) -> tuple[Statistics, ...]:
@@ -229,6 +231,7 @@ class _Sums:
         self.rh = np.zeros((FOLDS, q))
         self.rr = np.zeros(FOLDS)
         self.n = np.zeros(FOLDS)
+        self.r34 = np.zeros(2)
         self.seen = np.zeros(d)
 
     def add(self, rounds: Rounds, *, rows: Ints, weights: Floats, folds: Ints) -> None:
@@ -244,6 +247,7 @@ class _Sums:
         self.hh += h @ weighted_h.T
         self.seen += (x != 0) @ weights
         r, y = rounds.rewards[rows], self.layout.widened(x)
+        self.r34 += (weights @ r**3, weights @ r**4)
         self._add_by_fold(y, xx=xx, g=g, weighted_h=weighted_h, r=r, weights=weights, folds=folds)
         self._add_by_action(y * weights, y=y, r=r, actions=rounds.actions[rows])
 
@@ -308,7 +312,7 @@ class _Sums:
         by_square = self.xs_g.transpose(0, 2, 1).reshape(FOLDS, main, -1)
         zy = np.concatenate([np.concatenate([by_x, by_square], axis=2), self.y_h.transpose(0, 2, 1)], axis=1)
         zr = np.concatenate([self.x_rg.transpose(0, 2, 1).reshape(FOLDS, main), self.rh], axis=1)
-        by_fold = {"zy": zy, "zr": zr, "yy": self.yy, "yr": self.yr, "rr": self.rr, "n": self.n}
+        by_fold = {"zy": zy, "zr": zr, "yy": self.yy, "yr": self.yr, "rr": self.rr, "n": self.n, "r34": self.r34}
         return {"zz": zz, "seen": self.seen, **by_fold, **self._uncentred()}
 
 

@@ -13,7 +13,7 @@ from policies import saved
 from policies.changes import Learned
 from policies.factored import Statistics, shapes, summarise
 from policies.ladders import Ladders
-from policies.layout import GROUPS, Layout, layout
+from policies.layout import BIAS, GROUPS, Layout, layout
 from policies.posterior import EXPECTED, Prior, Weights, effects, mean_for, weights
 from policies.saved import Array, Saved
 
@@ -136,10 +136,13 @@ def _statistics(packed: Saved, kept: Mapping[str, Any]) -> Statistics:
     sums = {
         name: _symmetric(packed, name, shape[0]) if name in _SQUARE else packed.array(f"sum-{name}", shape)
         for name, shape in shapes(named).items()
+        if name != "r34"
     }
+    told = "sum-r34" in packed.arrays  # what was saved before does not tell
+    sums["r34"] = packed.array("sum-r34", (2,)) if told else _as_of_gaussian(sums, named)
     half_life = np.inf if kept["half_life"] == NEVER else _number(kept["half_life"])
     as_of = _number(kept["as_of"])
-    since = _number(kept.get("since", as_of))  # before 0.4 it was not kept
+    since = _number(kept.get("since", as_of))
     return Statistics(
         named,
         half_life,
@@ -149,6 +152,14 @@ def _statistics(packed: Saved, kept: Mapping[str, Any]) -> Statistics:
         (),
         **sums,
     )
+
+
+def _as_of_gaussian(sums: Mapping[str, Floats], named: Layout) -> Floats:
+    """Shape (2,): sums of the reward's third and fourth powers, if it is Gaussian."""
+    n = max(float(sums["n"].sum()), 1.0)
+    mean = float(sums["yr"][:, named.columns.index(BIAS)].sum()) / n
+    variance = float(sums["rr"].sum()) / n - mean**2
+    return n * np.array([mean**3 + 3 * mean * variance, mean**4 + 6 * mean**2 * variance + 3 * variance**2])
 
 
 def _number(kept: object) -> float | None:

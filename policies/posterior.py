@@ -259,6 +259,16 @@ def spread_of_reward(s: Statistics) -> float:
     return float(np.sqrt(variance)) if variance > 1e-12 * max(mean**2, 1e-12) else 1.0
 
 
+def excess_of_reward(s: Statistics, *, noise: float) -> float:
+    """Return by how much the fourth cumulant of the reward exceeds a Gaussian's, in units of its noise; 0 at least."""
+    n = float(s.n.sum())
+    first, second = float(s.yr[:, s.layout.columns.index(BIAS)].sum()) / n, float(s.rr.sum()) / n
+    third, fourth = (s.r34 / n).tolist()
+    variance = second - first**2
+    around = fourth - 4.0 * first * third + 6.0 * first**2 * second - 3.0 * first**4
+    return float(max(around - 3.0 * variance**2, 0.0) / noise**4)
+
+
 def _column_scales(s: Statistics) -> Floats:
     """Shape (d,): root mean square of each column where it is not 0; 1 where it never was."""
     return np.sqrt(_squares(s)[: len(s.seen)])
@@ -275,20 +285,22 @@ def _squares(s: Statistics) -> Floats:
 # How likely rounds are
 
 
-def moments(s: Statistics, posterior: Posterior, *, variances: Floats) -> Moments:
+def moments(s: Statistics, posterior: Posterior, *, variances: Floats, excess: float) -> Moments:
     """Return the moments of some rounds, with a baseline and a noise of their own, in units of both.
 
     Nothing is expected of the baseline: rounds that are as few as its parameters tell nothing. Their noise is that of
-    the posterior at least: rewards that are rare and large tell little where they happen to be.
+    the posterior at least. Where rewards are rare and large, it is more the more freely effects follow a round: by how
+    much the variance of a quadratic form exceeds a Gaussian's (Seber and Lee 2003, theorem 1.6).
     """
     units, noise = posterior.prior.units, posterior.noise**2
     joint = _left(s, s.uu, s.uy, s.ur, units=units, ridge=_FLAT)
     centred = _left(s, s.zz, s.zy.sum(axis=0), s.zr.sum(axis=0), units=units, ridge=_FLAT)
     both = _mixed(joint, centred, trust=posterior.trust, rest=posterior.rest)
     both.zz[np.diag_indices_from(both.zz)] += _EXACT * (np.diag(s.uu) + np.diag(s.zz)) / units**2
-    mean, _ = _solve(both, variances=variances, noise=noise)
+    mean, covariance = _solve(both, variances=variances, noise=noise)
     left = float(both.ee - 2 * mean @ both.ze + mean @ both.zz @ mean)
-    noise = max(noise, left / max(both.n - len(s.layout.baseline), 1.0))
+    n = max(both.n - len(s.layout.baseline), 1.0)
+    noise = max(noise, left / n) * (1.0 + excess * float((1.0 - np.diag(covariance) / variances).sum()) / n)
     return Moments(both.zz / noise, both.ze / noise, both.ee / noise, both.n)
 
 

@@ -17,7 +17,7 @@ from policies.greedy import Greedy
 from policies.spans import cells
 from policies.squarecb import SquareCB
 from policies.thompson import Thompson
-from tests.checks import SPACE, logged, truth
+from tests.checks import BEST, SPACE, logged, truth
 
 N, SPAN = 3_000, 1e6
 
@@ -135,6 +135,20 @@ def test_tastes_that_turn_again_and_again_are_followed() -> None:
         assert policy.model.statistics.since > 0.7 * SPAN
 
 
+def test_tastes_that_drift_are_followed() -> None:
+    """From one to its opposite, little by little: by the end what was best is known to be worst, at once or online."""
+    rounds = world(12, taste=np.linspace(1.0, -1.0, N))
+    best, x = SPACE.index(BEST), rounds.contexts[:50]
+    online, whole, never = Greedy(SPACE), Greedy(SPACE), Greedy(SPACE, half_life=np.inf)
+    for batch in batches(rounds, size=250):
+        online.learn(batch)
+    for policy in (whole, never):
+        policy.learn(rounds)
+    assert abs(never.effects(x)[:, best].mean()) < 0.1
+    for policy in (online, whole):
+        assert policy.effects(x)[:, best].mean() < -0.3
+
+
 @pytest.mark.parametrize("half_life", [1e5, np.inf])
 def test_a_half_life_that_is_given_is_kept_to(half_life: float) -> None:
     """Nothing is looked for: all rounds count, as it says."""
@@ -201,13 +215,14 @@ def test_what_was_found_is_saved_and_learning_goes_on(tmp_path: Path) -> None:
             assert loaded.model.statistics.since >= SPAN
 
 
-def test_a_policy_that_was_saved_without_the_time_of_its_first_round_loads(tmp_path: Path) -> None:
+def test_a_policy_that_was_saved_without_what_tells_of_changes_loads() -> None:
     """As versions before wrote it: its rounds count as one span."""
     policy = Greedy(SPACE)
     policy.learn(world(10, taste=np.ones(N)))
     settings, arrays = policy.model.packed()
     for name in ("since", "changed"):
         del settings["model"][name]
+    del arrays["sum-r34"]
     loaded = Greedy.unpacked(replace(policy.packed(), settings=json.loads(json.dumps(settings)), arrays=arrays), SPACE)
     assert loaded.model.statistics.since == loaded.model.statistics.as_of == policy.model.statistics.as_of
     later = world(11, taste=-np.ones(N))
