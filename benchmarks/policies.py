@@ -89,7 +89,7 @@ def logged(n: int, space: ActionSpace, *, seed: int) -> Rounds:
     p = allowed.astype(np.float32) / allowed.sum(axis=1, keepdims=True, dtype=np.float32)
     drawn = draws(p, rng.random(n))
     rewards = x[:, 6] + 0.2 * space.levels[drawn, 1] + 0.5 * rng.normal(size=n)
-    at, nothing = 30.0 * np.arange(n), np.zeros(n)
+    at, nothing = 30.0 * np.arange(n, dtype=np.float64), np.zeros(n)
     codes = np.arange(n, dtype=np.intp) // 4
     return Rounds(x, allowed, p, drawn, rewards, codes, at, nothing, nothing, np.zeros(n, dtype=np.intp))
 
