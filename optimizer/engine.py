@@ -149,14 +149,17 @@ class Optimizer:
 
     def _vectors(self, contexts: Floats, mask: Bools, priced: Floats, *, arms: Sequence[str]) -> Floats32:
         """Shape (n, k): each row's probabilities under its arm's policy, floored, as they are logged."""
-        first, *others = dict.fromkeys(arm for arm in arms if arm != HOLDOUT) or [CHAMPION]
-        vectors = self._arm_vectors(contexts, mask, priced, arm=first)
-        for arm in others:
-            rows = [i for i, named in enumerate(arms) if named == arm]
+        served = dict.fromkeys(arms)
+        if len(served) == 1 and HOLDOUT not in served:
+            return self._arm_vectors(contexts, mask, priced, arm=arms[0])
+        vectors = np.zeros(mask.shape, dtype=np.float32)
+        vectors[:, HOLD] = 1.0
+        names = np.array(arms)
+        for arm in served:
+            if arm == HOLDOUT:
+                continue
+            rows = np.flatnonzero(names == arm)
             vectors[rows] = self._arm_vectors(contexts[rows], mask[rows], priced[rows], arm=arm)
-        if held := [i for i, named in enumerate(arms) if named == HOLDOUT]:
-            vectors[held] = 0.0
-            vectors[held, HOLD] = 1.0
         return vectors
 
     def _arm_vectors(self, contexts: Floats, mask: Bools, priced: Floats, *, arm: str) -> Floats32:

@@ -431,7 +431,7 @@ def test_the_answer_names_the_rows_that_ask_for_a_decision_and_the_receiver_hear
                 for i, (who, event) in enumerate(happened)  # the last is of the same moment: one word is enough
             ]
             steps.append({**steps[0], "outcome_id": "old", "at": "2026-01-01T00:00:00Z"})
-            steps.append({**steps[0], "customer_id": "nobody"})
+            steps.append({**steps[0], "outcome_id": "refused", "event": "leap"})
             found = (await client.ask("POST", "/v1/outcomes", steps)).json["decide_now"]
             assert isinstance(found, list)
             return found
