@@ -14,6 +14,7 @@ from fastapi.params import Path as InPath
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp
 
 from serving import docs, embedded, logs, problems, render, schemas, settings, validation
 from serving.auth import Key, Scope
@@ -46,7 +47,22 @@ plain = APIRouter(dependencies=_BEARER, responses=_ERRORS)
 open_to_all = APIRouter()
 
 
-def create_app(settings: Settings) -> FastAPI:
+class App(FastAPI):
+    """The framework's app around a service. What comes in meets the edge first, before the framework's own layers."""
+
+    def __init__(self, service: Service, **options: Any) -> None:
+        self.service = service
+        super().__init__(**options)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return what answers a request."""
+        direct = {route.path: route for route in lean.routes if isinstance(route, LeanRoute)}
+        service, framework = self.service, super().build_middleware_stack()
+        edge = Edge(framework, direct=direct, body_bytes=service.settings.body_bytes, metrics=service.metrics)
+        return Spans(edge, traces=service.tracer) if isinstance(service.tracer, Traces) else edge
+
+
+def create_app(settings: Settings) -> App:
     """Return the service as an ASGI app; its store, policies and background tasks live in its lifespan.
 
     Raises:
@@ -62,7 +78,8 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await service.close()
 
-    app = FastAPI(
+    app = App(
+        service,
         title="nudge optimizer",
         description="What is the next best nudge for this customer, now?",
         version="1",
@@ -72,11 +89,6 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own; asking whether takes as long
     )
     app.openapi = partial(docs.openapi, app)  # type: ignore[method-assign]
-    app.state.service = service
-    direct = {route.path: route for route in lean.routes if isinstance(route, LeanRoute)}
-    app.add_middleware(Edge, direct=direct, body_bytes=settings.body_bytes, metrics=service.metrics)
-    if isinstance(service.tracer, Traces):
-        app.add_middleware(Spans, traces=service.tracer)
     for error in (ProblemError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, problems.answer)
     for router in (lean, plain, open_to_all):
@@ -84,7 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def from_environment() -> FastAPI:
+def from_environment() -> App:
     """Return the app as environment variables say: what `uvicorn --factory serving.app:from_environment` starts."""
     given = settings.load()
     logging.config.dictConfig(logs.configuration(given.log_level))
@@ -98,8 +110,8 @@ def from_environment() -> FastAPI:
 
 
 def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
+    app: App = request.app
+    return app.service
 
 
 def _may(scope: Scope | None, *, rows: int) -> Callable[[Request], Key]:

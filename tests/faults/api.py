@@ -19,7 +19,7 @@ def main(port: int, ahead: Path) -> None:
     """Serve as the environment says, on a port of the loopback address, until killed."""
     logging.getLogger("nudge").setLevel(logging.CRITICAL)
     app = create_app(settings.load())
-    app.state.service.clock = lambda: time.time() + float(ahead.read_text() or 0)
+    app.service.clock = lambda: time.time() + float(ahead.read_text() or 0)
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))

@@ -11,10 +11,9 @@ from typing import Any
 
 import aiohttp
 import uvicorn
-from fastapi import FastAPI
 
 from serving import wire
-from serving.app import create_app
+from serving.app import App, create_app
 from serving.service import Service
 from serving.settings import Settings
 from tests.small_program import TOML
@@ -38,13 +37,12 @@ class Running:
     """A service that answers at `url`."""
 
     url: str
-    app: FastAPI
+    app: App
 
     @property
     def service(self) -> Service:
         """The parts of the service."""
-        service: Service = self.app.state.service
-        return service
+        return self.app.service
 
 
 @contextmanager
