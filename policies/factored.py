@@ -95,19 +95,19 @@ class Statistics:
         """The same rounds as far as they were kept apart, in the order of their times."""
         return self.spans or ((self,) if self.since <= self.as_of else ())
 
-    def plus(self, other: "Statistics", *, sign: float = 1.0) -> "Statistics":
-        """Return the sums over both, all in one; with `sign` -1, over ours without the other's, which come first."""
+    def plus(self, other: "Statistics") -> "Statistics":
+        """Return the sums over both, all in one."""
         joint = self.layout.union(other.layout)
         as_of = max(self.as_of, other.as_of)
         ours, theirs = self.at(as_of, joint), other.at(as_of, joint)
         return Statistics(
             joint,
             self.half_life,
-            min(self.since, other.since) if sign > 0 else other.as_of,
+            min(self.since, other.since),
             as_of,
-            (self.fingerprint + int(sign) * other.fingerprint) % 2**64,
+            (self.fingerprint + other.fingerprint) % 2**64,
             (),
-            **{name: ours[name] + sign * theirs[name] for name in ours},
+            **{name: ours[name] + theirs[name] for name in ours},
         )
 
     def at(self, as_of: float, joint: Layout) -> dict[str, Floats]:

@@ -33,7 +33,6 @@ DOUBT = 0.001
 
 _MOST_STEPS, _FEW_STEPS, _CLOSE = 50, 3, 1e-3
 _LARGEST_LOG = 500.0
-_FLAT, _EXACT = 1e-6, 1e-9
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,9 @@ def _fit(s: Statistics) -> Posterior:
     alone = found._replace(noise=_noise_alone(centred, found, groups=groups))
     trust = _trust(joint, centred, found, alone=alone, groups=groups, met=met)
     rest = (1.0 - trust) * found.noise / alone.noise
-    moments = _mixed(joint, centred, trust=trust, rest=rest)
+    moments = mixed(joint, centred, trust=trust, rest=rest)
     found = _scales(moments, found, groups=groups, expected=start)
-    mean, covariance = _solve(moments, variances=found.each(groups), noise=found.noise)
+    mean, covariance = solve(moments, variances=found.each(groups), noise=found.noise)
     return Posterior(
         prior=Prior(s.layout, np.sqrt(found.variances), column_scales),
         mean=mean / units,
@@ -156,7 +155,7 @@ def _scales(moments: Moments, start: _Scales, *, groups: Ints, expected: _Scales
     """
     scales, tails = start, TAILS[groups]
     for _ in range(_MOST_STEPS):
-        mean, covariance = _solve(moments, variances=scales.each(groups), noise=scales.noise)
+        mean, covariance = solve(moments, variances=scales.each(groups), noise=scales.noise)
         known = _known(covariance, groups, variances=scales.each(groups))
         squares = np.bincount(groups, mean**2 / scales.times, GROUPS).astype(np.float64)
         variances = _variances(squares, known, expected=expected.variances)
@@ -185,7 +184,7 @@ def _noise_alone(centred: Moments, scales: _Scales, *, groups: Ints) -> float:
     """
     noise, variances = scales.noise, scales.each(groups)
     for _ in range(_FEW_STEPS):
-        mean, covariance = _solve(centred, variances=variances, noise=noise)
+        mean, covariance = solve(centred, variances=variances, noise=noise)
         known = float(_known(covariance, groups, variances=variances).sum())
         noise = max(_noise(centred, mean=mean, known=known, expected=scales.noise), scales.noise)
     return noise
@@ -199,8 +198,8 @@ def _trust(joint: Moments, centred: Moments, scales: _Scales, *, alone: _Scales,
     1978). Where it is wrong, some group of features differs by more: by how much more is what makes it likeliest.
     """
     variances = scales.each(groups)
-    within, covariance = _solve(centred, variances=variances, noise=alone.noise)
-    gap = within - _solve(joint, variances=variances, noise=scales.noise)[0]
+    within, covariance = solve(centred, variances=variances, noise=alone.noise)
+    gap = within - solve(joint, variances=variances, noise=scales.noise)[0]
     odds = 0.0
     for group in np.unique(groups):
         at = np.flatnonzero((groups == group) & (np.diag(met) > 0))
@@ -215,7 +214,7 @@ def _trust(joint: Moments, centred: Moments, scales: _Scales, *, alone: _Scales,
     return float(1.0 / (1.0 + DOUBT * odds))
 
 
-def _mixed(joint: Moments, centred: Moments, *, trust: float, rest: float) -> Moments:
+def mixed(joint: Moments, centred: Moments, *, trust: float, rest: float) -> Moments:
     return Moments(
         trust * joint.zz + rest * centred.zz,
         trust * joint.ze + rest * centred.ze,
@@ -224,7 +223,7 @@ def _mixed(joint: Moments, centred: Moments, *, trust: float, rest: float) -> Mo
     )
 
 
-def _solve(moments: Moments, *, variances: Floats, noise: float) -> tuple[Floats, Floats]:
+def solve(moments: Moments, *, variances: Floats, noise: float) -> tuple[Floats, Floats]:
     """Return mean (p,) and covariance (p, p): Bishop (2006), eq. 3.50 and 3.51."""
     from scipy.linalg import lapack  # only where something is learned
 
@@ -259,16 +258,6 @@ def spread_of_reward(s: Statistics) -> float:
     return float(np.sqrt(variance)) if variance > 1e-12 * max(mean**2, 1e-12) else 1.0
 
 
-def excess_of_reward(s: Statistics, *, noise: float) -> float:
-    """Return by how much the fourth cumulant of the reward exceeds a Gaussian's, in units of its noise; 0 at least."""
-    n = float(s.n.sum())
-    first, second = float(s.yr[:, s.layout.columns.index(BIAS)].sum()) / n, float(s.rr.sum()) / n
-    third, fourth = (s.r34 / n).tolist()
-    variance = second - first**2
-    around = fourth - 4.0 * first * third + 6.0 * first**2 * second - 3.0 * first**4
-    return float(max(around - 3.0 * variance**2, 0.0) / noise**4)
-
-
 def _column_scales(s: Statistics) -> Floats:
     """Shape (d,): root mean square of each column where it is not 0; 1 where it never was."""
     return np.sqrt(_squares(s)[: len(s.seen)])
@@ -280,51 +269,6 @@ def _squares(s: Statistics) -> Floats:
     seen = np.concatenate([s.seen, s.seen[s.layout.numbers]])
     found: Floats = np.divide(sums, seen, out=np.ones_like(sums), where=(seen > 0) & (sums > 0))
     return found
-
-
-# How likely rounds are
-
-
-def moments(s: Statistics, posterior: Posterior, *, variances: Floats, excess: float) -> Moments:
-    """Return the moments of some rounds, with a baseline and a noise of their own, in units of both.
-
-    Nothing is expected of the baseline: rounds that are as few as its parameters tell nothing. Their noise is that of
-    the posterior at least. Where rewards are rare and large, it is more the more freely effects follow a round: by how
-    much the variance of a quadratic form exceeds a Gaussian's (Seber and Lee 2003, theorem 1.6).
-    """
-    units, noise = posterior.prior.units, posterior.noise**2
-    joint = _left(s, s.uu, s.uy, s.ur, units=units, ridge=_FLAT)
-    centred = _left(s, s.zz, s.zy.sum(axis=0), s.zr.sum(axis=0), units=units, ridge=_FLAT)
-    both = _mixed(joint, centred, trust=posterior.trust, rest=posterior.rest)
-    both.zz[np.diag_indices_from(both.zz)] += _EXACT * (np.diag(s.uu) + np.diag(s.zz)) / units**2
-    mean, covariance = _solve(both, variances=variances, noise=noise)
-    left = float(both.ee - 2 * mean @ both.ze + mean @ both.zz @ mean)
-    n = max(both.n - len(s.layout.baseline), 1.0)
-    noise = max(noise, left / n) * (1.0 + excess * float((1.0 - np.diag(covariance) / variances).sum()) / n)
-    return Moments(both.zz / noise, both.ze / noise, both.ee / noise, both.n)
-
-
-def added(one: Moments, other: Moments, *, sign: float = 1.0) -> Moments:
-    """Return the moments of both; with `sign` -1, of the first without the second."""
-    zz, ze = one.zz + sign * other.zz, one.ze + sign * other.ze
-    return Moments(zz, ze, one.ee + sign * other.ee, one.n + sign * other.n)
-
-
-def evidence(moments: Moments, *, variances: Floats) -> float:
-    """Return the logarithm of the marginal likelihood of rounds with the same effects: Bishop (2006), eq. 3.86.
-
-    Moments are in units of noise. Terms that add up over rounds are left out: they are the same however rounds are
-    divided.
-    """
-    from scipy.linalg import lapack  # only where something is learned
-
-    precision = moments.zz.copy()
-    precision[np.diag_indices_from(precision)] += 1.0 / variances
-    lower, failed = lapack.dpotrf(precision, lower=1, overwrite_a=1)
-    if failed:
-        raise ValueError("the sums over rounds are not positive: were they changed after they were summed up?")
-    half, _ = lapack.dtrtrs(lower, moments.ze, lower=1)
-    return float(half @ half / 2.0 - np.log(np.diag(lower)).sum() - np.log(variances).sum() / 2.0)
 
 
 def _baseline(s: Statistics, *, without: int | None = None) -> Floats:
@@ -344,10 +288,10 @@ def _ridge(s: Statistics, to: Floats, *, without: int | None = None, weight: flo
 
 def _levels(s: Statistics, *, units: Floats) -> Moments:
     """Return the moments of reward and features that are left by their regression on the context: joint regression."""
-    return _left(s, s.uu, s.uy, s.ur, units=units, ridge=1.0)
+    return regressed(s, s.uu, s.uy, s.ur, units=units, ridge=1.0)
 
 
-def _left(s: Statistics, ff: Floats, fy: Floats, fr: Floats, *, units: Floats, ridge: float) -> Moments:
+def regressed(s: Statistics, ff: Floats, fy: Floats, fr: Floats, *, units: Floats, ridge: float) -> Moments:
     """Return the moments of reward and features `f` that are left by their regression on y, given sums of products."""
     fy = fy.T / units
     both = np.zeros((FOLDS, len(fy), 1 + len(units)))
