@@ -432,6 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write what was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.policies", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=1, help="of the seeds")
     parser.add_argument("--decisions", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=1_000_000, help="learned for the rate")
     parser.add_argument("--families", nargs="*", default=["linear", "simulated"], choices=["linear", "simulated"])
@@ -439,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS, help="rows of the other stay as they are")
     parser.add_argument("--name", default="policies", help="of the results")
     told = parser.parse_args(arguments)
-    seeds = range(1, told.seeds + 1)
+    seeds = range(told.first, told.first + told.seeds)
     if peers.environment() is None:
         print(f"absent: gittins, mabwiser, bayesianbandits: {peers.absence()}")
     play = {"decisions": told.decisions, "kept": told.kept}
