@@ -4,6 +4,7 @@
 action, predict, then learn with cost and probability. Regret is measured in `regret.py`; what is found is kept under
 `var/`, so a run that was stopped goes on, and `--kept` reports what there is; `--parts speed` measures speed again and
 leaves the rows of regret as they are. `results/regret.csv` has everyone in every world, with their seeds.
+Seeds 6 to 10 are those of `--first 6 --name policies_seeds_6_to_10`.
 """
 
 import os
