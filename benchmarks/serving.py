@@ -334,7 +334,7 @@ def stages(kind: str, connections: int, *, before: dict[str, float], after: dict
             yield _row(name, 1e6 * seconds / batches, unit="µs", target="shown", met=True)
 
 
-def batches(bench: Bench) -> Iterator[Row]:
+def batches(bench: Bench, _kind: str) -> Iterator[Row]:
     """Yield how many decisions a second come in requests of 500."""
     callers = {64: 3.0, 1: 3.0}
     single: dict[int, list[float]] = {connections: [] for connections in callers}
@@ -357,7 +357,7 @@ def batches(bench: Bench) -> Iterator[Row]:
         )
 
 
-def tails(bench: Bench) -> Iterator[Row]:
+def tails(bench: Bench, _kind: str) -> Iterator[Row]:
     """Yield the slowest hundredth at half of the service's full load, beside the empty handler's at the same load."""
     rate = bench.ours(connections=64).rate / 2
     found = []
@@ -376,7 +376,7 @@ def tails(bench: Bench) -> Iterator[Row]:
     )
 
 
-def memory(bench: Bench) -> Iterator[Row]:
+def memory(bench: Bench, _kind: str) -> Iterator[Row]:
     """Yield what the process has grown by over many decisions, once the first fifth has warmed it up.
 
     They are asked for a hundred at once, to be through sooner. On a machine that is busy with other things some are
@@ -465,21 +465,26 @@ def _row(
 
 
 def single(sizes: Sizes, kinds: Sequence[str], parts: Sequence[str]) -> Iterator[Row]:
-    """Yield what one API process does."""
+    """Yield what one API process does: each part on a store of its own, whose log nobody archives meanwhile."""
+    measures = {"throughput": throughput, "batch": batches, "tail": tails, "million": memory}
+    for part, measured in measures.items():
+        for kind in (kinds if part == "throughput" else kinds[-1:]) if part in parts else ():
+            with _bench(kind, sizes) as bench:
+                yield from measured(bench, kind)
+
+
+@contextmanager
+def _bench(kind: str, sizes: Sizes) -> Iterator[Bench]:
+    """Run a service with a policy that has learned, and the empty handlers, warm."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nudge-bench-")))
         ask = stack.enter_context(clients())
         peer, alike = (stack.enter_context(empty_handler(http=http)) for http in ("httptools", "serving.wire:Protocol"))
         served = stack.enter_context(service(folder))
+        asyncio.run(promote(served, learned(kind, served.program), version=f"{kind}-1"))
         bench = Bench(served, peer, ask, sizes, alike=alike)
-        for kind in kinds:
-            asyncio.run(promote(served, learned(kind, served.program), version=f"{kind}-1"))
-            bench.ours(connections=64, seconds=2.0), bench.empty(connections=64)  # warm
-            if "throughput" in parts:
-                yield from throughput(bench, kind)
-        for part, measured in (("batch", batches), ("tail", tails), ("million", memory)):
-            if part in parts:
-                yield from measured(bench)
+        bench.ours(connections=64, seconds=2.0), bench.empty(connections=64)  # warm
+        yield bench
 
 
 def double(sizes: Sizes) -> Iterator[Row]:
