@@ -20,7 +20,6 @@ class Wire(asyncio.Transport):
         self.closed = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self.closed, "written to after it was closed"
         self.sent.append(bytes(data))
 
     def close(self) -> None:
