@@ -35,8 +35,8 @@ RETRIES = 3
 TOGETHER = 2
 """Batches under way at once: one is scored while the other is being kept."""
 
-SMALL = 12
-"""Rows that are not worth parting into several batches."""
+SMALL = 16
+"""Rows that are not worth parting into several batches: what a batch costs beside them is as much as they cost."""
 
 LATELY = 0.1
 """Seconds after a batch within which the next one is of the same flow of requests."""
