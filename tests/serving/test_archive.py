@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from optimizer.events import Decision, Outcome
 from optimizer.program import DAY
 from serving import records, stream
 from serving.archive import Archived, archive, archiving
-from serving.embedded import Server, serve
+from serving.embedded import Server
 from serving.store import Store
 from serving.stream import LeaseLostError
 from tests.contracts.steps import PROGRAM, active, decide, log, outcome
@@ -26,21 +25,11 @@ from training import events as parquet
 TEXT = TOML
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file."""
-    with serve(tmp_path_factory.mktemp("store")) as server:
-        yield server
-
-
 @pytest.fixture
-async def store(server: Server) -> AsyncIterator[Store]:
-    """An empty store of two shards."""
-    async with await Store.open(server.url) as old:
-        await old.command("FLUSHALL")
-    async with await Store.open(server.url, shards=2) as store:
-        await store.put_program(PROGRAM.name, PROGRAM.version, "the text of the program")
-        yield store
+async def store(store: Store) -> Store:
+    """An empty store of two shards, which knows the program."""
+    await store.put_program(PROGRAM.name, PROGRAM.version, "the text of the program")
+    return store
 
 
 async def filled(store: Store, n: int = 12) -> Counter[str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from optimizer.journey import follow, progress, settle
 from optimizer.program import DAY, Program
 from optimizer.programs import SHIPPED, read
 from serving import because
-from serving.embedded import Server, serve
+from serving.embedded import Server
 from serving.settings import Settings
 from serving.store import Store
 from tests.serving.running import OPEN, Client, running, write_program
@@ -163,13 +162,6 @@ def zone_at_noon() -> str:
     """Return a time zone in which it is about noon now, so that no quiet hours are in the way."""
     hours = (12 - datetime.now(UTC).hour + 12) % 24 - 12
     return f"Etc/GMT{-hours:+d}" if hours else "Etc/GMT"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file."""
-    with serve(tmp_path_factory.mktemp("store")) as server:
-        yield server
 
 
 def test_a_customer_sees_progress_rewards_and_why_the_latest_nudge_came(server: Server, tmp_path: Path) -> None:

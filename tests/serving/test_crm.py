@@ -2,7 +2,6 @@
 
 import csv
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,28 +12,11 @@ from hypothesis import strategies as st
 
 from optimizer.program import DAY
 from serving import crm
-from serving.embedded import Server, serve
 from serving.store import Store
 from tests.contracts.steps import PROGRAM, active, decide, outcome
 from tests.small_program import NOON
 
 NASTY = ["=1+1", "+1", "-1", "@SUM(A1)", "'=x", "it's", 'a"b', "a,b;c", "ü-漢字", "[x]*?"]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file."""
-    with serve(tmp_path_factory.mktemp("store")) as server:
-        yield server
-
-
-@pytest.fixture
-async def store(server: Server) -> AsyncIterator[Store]:
-    """An empty store of two shards."""
-    async with await Store.open(server.url) as old:
-        await old.command("FLUSHALL")
-    async with await Store.open(server.url, shards=2) as store:
-        yield store
 
 
 def read(file: Path) -> dict[str, dict[str, str]]:

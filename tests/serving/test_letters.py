@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,11 @@ from standardwebhooks.webhooks import Webhook
 
 from serving import settings
 from serving.cli import main
-from serving.embedded import Server, serve
+from serving.embedded import Server
 from serving.store import Store
 from serving.webhooks import Patience, Sender
 from tests.contracts.steps import outcome
 from tests.serving.test_webhooks import PROGRAM, SECRET
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file."""
-    with serve(tmp_path_factory.mktemp("store")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ with what enforces them.
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -21,7 +21,7 @@ from optimizer.events import Outcome
 from optimizer.guardrails import Request, Shared
 from optimizer.journey import follow
 from optimizer.program import Program
-from serving.embedded import Server, serve
+from serving.embedded import Server
 from serving.reservations import reserve
 from serving.store import Commitment, Store
 from tests.contracts.steps import outcome, propose
@@ -224,13 +224,6 @@ WHAT = st.sampled_from(
     + ["not_shown", "shown", "sweep"]
 )  # fmt: skip
 HISTORIES = st.lists(st.tuples(GAPS, st.sampled_from([*PEOPLE, "all"]), WHAT), min_size=15, max_size=45)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file."""
-    with serve(tmp_path_factory.mktemp("store")) as server:
-        yield server
 
 
 class World:

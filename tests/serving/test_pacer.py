@@ -1,7 +1,7 @@
 """A budget lasts its period: one leader sets the price from what is left in the store, whoever leads."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from optimizer.guardrails import Request
 from optimizer.pacing import Purse, repriced
 from optimizer.program import DAY, Program
 from serving import pacer
-from serving.embedded import Server, serve
+from serving.embedded import Server
 from serving.settings import Settings
 from serving.store import Commitment, Store, Wanted
 from tests.serving.running import OPEN, Client, running, until, write_program
@@ -26,13 +26,6 @@ BUDGET = OPEN + 'budget = { amount = 1000, period = "1d" }\n'
 PROGRAM = Program.parse(TOML.replace(*ANYBODY) + BUDGET, source="small.toml")
 MIDNIGHT = 20_454 * DAY
 COUPON = Request({"incentive": ["coupon"], "tone": ["warm"], "timing": ["now"]})
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file."""
-    with serve(tmp_path_factory.mktemp("store")) as server:
-        yield server
 
 
 @pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,13 +21,6 @@ from serving.store import Store, StoreError, Wanted
 from tests.contracts.conftest import clustered
 from tests.contracts.steps import PROGRAM, decide, log, outcome, propose
 from tests.small_program import NOON
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file: each empties it first."""
-    with serve(tmp_path_factory.mktemp("store")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -28,15 +28,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests of this file."""
     with embedded.serve(tmp_path_factory.mktemp("store")) as server:
         yield server
-
-
-@pytest.fixture
-async def store(server: Server) -> AsyncIterator[Store]:
-    """An empty store of two shards."""
-    async with await Store.open(server.url) as old:
-        await old.command("FLUSHALL")
-    async with await Store.open(server.url, shards=2) as store:
-        yield store
 
 
 async def seen(store: Store, name: str) -> float | None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from msgspec.structs import replace
 from optimizer.engine import HOLDOUT, Optimizer
 from optimizer.program import DAY, Program
 from serving import hooks, records, watcher
-from serving.embedded import Server, serve
+from serving.embedded import Server
 from serving.store import Store
 from serving.targets import Target
 from tests.contracts import steps
@@ -41,21 +40,11 @@ CRM = Target(
 )
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file."""
-    with serve(tmp_path_factory.mktemp("store")) as server:
-        yield server
-
-
 @pytest.fixture
-async def store(server: Server) -> AsyncIterator[Store]:
+def store(store: Store) -> Store:
     """An empty store of two shards, which tells a CRM."""
-    async with await Store.open(server.url) as old:
-        await old.command("FLUSHALL")
-    async with await Store.open(server.url, shards=2) as store:
-        store.targets = [CRM]
-        yield store
+    store.targets = [CRM]
+    return store
 
 
 async def active(store: Store, *names: str, program: Program = PROGRAM, at: float = NOON) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from optimizer.program import Program
 from serving import hooks, settings, webhooks
-from serving.embedded import Server, serve
+from serving.embedded import Server
 from serving.public import refusal
 from serving.settings import Settings
 from serving.store import Store
@@ -75,22 +75,6 @@ async def receiving() -> AsyncIterator[Receiver]:
     finally:
         receiver.hold.set()
         await runner.cleanup()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file."""
-    with serve(tmp_path_factory.mktemp("store")) as server:
-        yield server
-
-
-@pytest.fixture
-async def store(server: Server) -> AsyncIterator[Store]:
-    """An empty store of two shards."""
-    async with await Store.open(server.url) as old:
-        await old.command("FLUSHALL")
-    async with await Store.open(server.url, shards=2) as store:
-        yield store
 
 
 @pytest.fixture
