@@ -11,13 +11,11 @@ from typing import NamedTuple
 from optimizer.pacing import Purse, repriced
 from optimizer.program import Program
 from serving import records, reservations
+from serving.leading import leads
 from serving.store import Store
 
 EVERY = 60.0
 """Seconds of program time between two looks."""
-
-HOLD = 10.0
-"""Seconds after which a leader that says nothing is replaced."""
 
 _BACK = 3_600.0
 """Seconds that a clock may be set back before the last look counts as not made."""
@@ -60,7 +58,7 @@ async def step(store: Store, program: Program, *, who: str, now: float) -> float
         now: program time, seconds since the epoch.
     """
     seen, budget = await spending(store, program, at=now), program.guardrails.budget
-    if seen is None or budget is None or not await _leads(store, program, who=who):
+    if seen is None or budget is None or not await leads(store, "pacer", program, who=who):
         return None
     at, used, price = await _last(store, program)
     start = now // budget.period * budget.period
@@ -77,23 +75,6 @@ async def step(store: Store, program: Program, *, who: str, now: float) -> float
     return after
 
 
-async def leave(store: Store, program: Program, *, who: str) -> None:
-    """Let another process lead at once."""
-    if await store.command("GET", _lease(program)) == who.encode():
-        await store.command("DEL", _lease(program))
-
-
-async def _leads(store: Store, program: Program, *, who: str) -> bool:
-    """Take the lease, or keep it; False where another holds it."""
-    hold = int(1000 * HOLD)
-    if await store.command("SET", _lease(program), who, "NX", "PX", hold) is not None:
-        return True
-    if await store.command("GET", _lease(program)) != who.encode():
-        return False
-    await store.command("PEXPIRE", _lease(program), hold)
-    return True
-
-
 async def _last(store: Store, program: Program) -> tuple[float, float, float]:
     """Return when the leader looked last, what was spent then, and the price from then on."""
     at, used, price = await store.command("HMGET", _key(program), "at", "used", "price")
@@ -102,7 +83,3 @@ async def _last(store: Store, program: Program) -> tuple[float, float, float]:
 
 def _key(program: Program) -> str:
     return records.global_key("pacing", program.name)
-
-
-def _lease(program: Program) -> str:
-    return records.global_key("pacer", program.name)

@@ -17,10 +17,8 @@ from optimizer.journey import missed, settle
 from optimizer.program import DAY, Program
 from serving import hooks, records
 from serving.calls import ROWS, Before, Watched
+from serving.leading import leads
 from serving.store import Store
-
-HOLD = 10.0
-"""Seconds after which a watcher that says nothing is replaced."""
 
 STALE = 7 * DAY
 """What fell due longer ago than this is let be: nobody is asked back all at once after a history is imported."""
@@ -45,7 +43,7 @@ async def step(store: Store, program: Program, *, who: str, now: float) -> Watch
         who: names this process among those that could lead.
         now: program time, seconds since the epoch.
     """
-    if not await _leads(store, program, who=who):
+    if not await leads(store, "watcher", program, who=who):
         return None
     due = await _due(store, program, now=now)
     if not due:
@@ -56,12 +54,6 @@ async def step(store: Store, program: Program, *, who: str, now: float) -> Watch
     done = await store.note(program, rows)
     asked = sum(kept and bool(row.messages) for kept, row in zip(done, rows, strict=True))
     return Watch(len(due), asked)
-
-
-async def leave(store: Store, program: Program, *, who: str) -> None:
-    """Let another process lead at once."""
-    if await store.command("GET", _lease(program)) == who.encode():
-        await store.command("DEL", _lease(program))
 
 
 async def _due(store: Store, program: Program, *, now: float) -> list[str]:
@@ -115,18 +107,3 @@ def _messages(
     store: Store, program: Program, customer: Customer, due: Trigger, *, now: float
 ) -> Sequence[hooks.Message]:
     return [*hooks.after_time(store.targets, program, customer_id=customer.customer_id, due=due, now=now)]
-
-
-async def _leads(store: Store, program: Program, *, who: str) -> bool:
-    """Take the lease, or keep it; False where another holds it."""
-    hold = int(1000 * HOLD)
-    if await store.command("SET", _lease(program), who, "NX", "PX", hold) is not None:
-        return True
-    if await store.command("GET", _lease(program)) != who.encode():
-        return False
-    await store.command("PEXPIRE", _lease(program), hold)
-    return True
-
-
-def _lease(program: Program) -> str:
-    return records.global_key("watcher", program.name)

@@ -14,7 +14,7 @@ from optimizer.engine import Ask, Optimizer
 from optimizer.guardrails import Request
 from optimizer.pacing import Purse, repriced
 from optimizer.program import DAY, Program
-from serving import pacer
+from serving import leading, pacer
 from serving.embedded import Server
 from serving.settings import Settings
 from serving.store import Commitment, Store, Wanted
@@ -70,7 +70,7 @@ async def a_day(store: Store, *, visitors: float, changes: tuple[int, ...] = ())
     for minute in range(1_440):
         at = MIDNIGHT + minute * 60.0
         if minute in changes:
-            await pacer.leave(store, PROGRAM, who=who)
+            await store.command("DEL", leading.key("pacer", PROGRAM))
             who = f"leader {minute}"
         n = int(chance.poisson(visitors / 1_440))
         names = [f"c{minute}-{i}" for i in range(n)]
@@ -120,9 +120,7 @@ async def test_one_leads_and_the_next_goes_on_where_it_ended(store: Store) -> No
     assert first is not None
     assert await pacer.step(store, PROGRAM, who="a", now=MIDNIGHT + 90) is None, "a minute has not passed"
     assert await pacer.step(store, PROGRAM, who="b", now=MIDNIGHT + 120) is None, "another one leads"
-    await pacer.leave(store, PROGRAM, who="b")
-    assert await pacer.step(store, PROGRAM, who="b", now=MIDNIGHT + 120) is None, "only the leader can leave"
-    await pacer.leave(store, PROGRAM, who="a")
+    await store.command("DEL", leading.key("pacer", PROGRAM))
     left = float(100_000)
     expected = repriced(PROGRAM, first, before=Purse(left, MIDNIGHT + 60), now=Purse(left, MIDNIGHT + 120))
     assert await pacer.step(store, PROGRAM, who="b", now=MIDNIGHT + 120) == pytest.approx(expected)

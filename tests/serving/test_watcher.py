@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from optimizer.engine import HOLDOUT, Optimizer
 from optimizer.program import DAY, Program
-from serving import hooks, records, watcher
+from serving import hooks, leading, records, watcher
 from serving.embedded import Server
 from serving.store import Store
 from serving.targets import Target
@@ -157,7 +157,7 @@ async def test_one_leads_and_a_pass_is_bounded(store: Store) -> None:
     seen = await watcher.step(store, PROGRAM, who="a", now=NOON + 5 * DAY)
     assert seen == watcher.Watch(64, 64)
     assert await watcher.step(store, PROGRAM, who="b", now=NOON + 5 * DAY) is None
-    await watcher.leave(store, PROGRAM, who="a")
+    await store.command("DEL", leading.key("watcher", PROGRAM))
     assert await watcher.step(store, PROGRAM, who="b", now=NOON + 5 * DAY) == watcher.Watch(36, 36)
 
 
