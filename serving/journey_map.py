@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from optimizer.program import DAY, Event, Program
 from optimizer.soundness import goal_stages, ways
 from optimizer.values import Estimate, Happened, JourneyValues, Statistics, collect, journey_values
 from serving.curves import CARD, TALL, Curve, Spot, curves, layout, lines, ranks
 from training import events as log
+from training.pages import template
 
 _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
 _LONG = 366.0
@@ -109,15 +109,8 @@ def journey_map(program: Program, statistics: Statistics | None = None, *, horiz
     """
     found = journey_values(program, statistics, horizon=horizon)
     spots, width, height = layout(program, found.values.value)
-    environment = Environment(
-        loader=PackageLoader("serving"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     goal = program.event(program.goal)
-    return environment.get_template("journey_map.html").render(
+    return template("journey_map.html", of="serving").render(
         program=program,
         goal=_title(goal) if goal else program.goal,
         source=found.source,

@@ -6,12 +6,11 @@ Self-contained: no script, nothing from elsewhere.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
-
 from simulations.comparison import Against, Compared, Comparison, Played, Segment, Spread
 from simulations.fitting import Fitted
 from simulations.moments import REPLAYS
 from simulations.premortem import Premortem
+from training.pages import Bar, template
 from training.report import money
 
 TITLES = {
@@ -35,18 +34,6 @@ PROMISED = {"macro": 2.0, "retention": 1.2}
 YARDSTICKS = {"hold": "no nudge", "fixed": "the best single nudge for all"}
 
 
-class Bar(NamedTuple):
-    """A row of a chart, in percent of its width."""
-
-    label: str
-    said: str
-    note: str
-    at: float
-    low: float
-    high: float
-    tone: str
-
-
 class Chart(NamedTuple):
     """Rows on one scale, with a line to compare them with."""
 
@@ -65,7 +52,7 @@ class Promise(NamedTuple):
 
 def html(found: Comparison, *, command: str) -> str:
     """Return the page of a comparison; `command` is what to type to have it again."""
-    return _template("comparison.html").render(
+    return template("comparison.html", of="simulations").render(
         c=found,
         title=lambda name: TITLES.get(name, name),
         sentence=sentence,
@@ -83,23 +70,12 @@ def html(found: Comparison, *, command: str) -> str:
 
 def premortem_html(found: Premortem, *, command: str) -> str:
     """Return the page of a pre-mortem."""
-    return _template("premortem.html").render(c=found, percent=_percent, command=command)
+    return template("premortem.html", of="simulations").render(c=found, percent=_percent, command=command)
 
 
 def fit_html(found: Fitted, *, command: str) -> str:
     """Return the page of a world that was fitted to a log."""
-    return _template("fit.html").render(c=found, command=command)
-
-
-def _template(name: str) -> Template:
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("simulations"), PackageLoader("training")]),  # the house style is there
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
+    return template("fit.html", of="simulations").render(c=found, command=command)
 
 
 def sentence(played: Played) -> str:

@@ -5,18 +5,16 @@ phone, in a mail and in print.
 """
 
 import io
-import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from training.diagnostics import Check
 from training.evaluate import Evaluation, Score, StageScore
 from training.intervals import Estimate
+from training.pages import Bar, date, template
 from training.promotion import Verdict, always_valid
 
 PER = 1_000
@@ -24,18 +22,6 @@ PER = 1_000
 
 _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
 _CALM = {"today": "#64748b", "baseline": "#94a3b8", "champion": "#0f766e", "candidate": "#0f766e"}
-
-
-class Bar(NamedTuple):
-    """A row of a chart: where its dot and its interval lie, in percent of the width."""
-
-    label: str
-    said: str
-    note: str
-    at: float
-    low: float
-    high: float
-    tone: str
 
 
 class Chart(NamedTuple):
@@ -97,23 +83,15 @@ def html(evaluation: Evaluation, verdict: Verdict, *, command: str) -> str:
         verdict: what follows from it.
         command: what to type to have it again.
     """
-    environment = Environment(
-        loader=PackageLoader("training"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["unbroken"] = _unbroken
     reference, best = evaluation.score(evaluation.reference), _best(evaluation, verdict)
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         e=evaluation,
         verdict=verdict,
         sentence=sentence(evaluation, verdict),
         reference=reference,
         best=best,
-        since=_date(evaluation.since),
-        until=_date(evaluation.until),
+        since=date(evaluation.since),
+        until=date(evaluation.until),
         worth=_worth(evaluation),
         gains=_gains(evaluation),
         sides=_sides(evaluation, [reference, *([best] if best else [])]),
@@ -453,15 +431,6 @@ def _interval(e: Estimate, currency: str) -> Cell:
 def _count(e: Estimate) -> Cell:
     value, low, high = (max(x, 0.0) * PER for x in (e.value, e.low, e.high))
     return Cell(f"{value:,.1f}", f"{low:,.1f} to {high:,.1f}")
-
-
-def _unbroken(text: str) -> str:
-    """Keep a sign on the line of its number: browsers break after it otherwise."""
-    return re.sub(r"([+\N{MINUS SIGN}])(?=\S)", "\\1\N{WORD JOINER}", text)
-
-
-def _date(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%-d %B %Y}"
 
 
 def _capital(text: str) -> str:

@@ -3,18 +3,15 @@
 Self-contained (inline SVG, no script, no external resource): it shows in MLflow's frame, on a phone, in print.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import NamedTuple
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from training.fairness import Fairness
 from training.figures import Figure
 from training.kpis import StageRow
 from training.lift import Lift
-from training.report import PER, Bar, Chart, money
+from training.pages import Bar, date, template
+from training.report import PER, Chart, money
 from training.scorecard import Scorecard, Threshold
 
 _HEADLINES = (
@@ -74,17 +71,9 @@ def html(card: Scorecard, *, command: str) -> str:
         card: what was found.
         command: what to type to have it again.
     """
-    environment = Environment(
-        loader=PackageLoader("training"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["unbroken"] = _unbroken
     effects = _teller(card.currency, scale=PER)
     plain = _teller(card.currency)
-    return environment.get_template("scorecard.html").render(
+    return template("scorecard.html").render(
         c=card,
         about=_about(card),
         sentence=sentence(card),
@@ -232,8 +221,8 @@ def _about(card: Scorecard) -> str:
     who += f" under policy {card.policy}" if card.policy else ""
     held = f"; {card.held_out:,} customers are held out to measure lift" if card.held_out and not card.arm else ""
     return (
-        f"{card.customers:,} customers{who}, {card.decisions:,} decisions, {card.nudges:,} nudges, {_date(card.since)} "
-        f"to {_date(card.until)}{held}. Goal: {card.goal}. {card.matured_share:.0%} of the decisions have matured."
+        f"{card.customers:,} customers{who}, {card.decisions:,} decisions, {card.nudges:,} nudges, {date(card.since)} "
+        f"to {date(card.until)}{held}. Goal: {card.goal}. {card.matured_share:.0%} of the decisions have matured."
     )
 
 
@@ -519,12 +508,3 @@ def _estimands(card: Scorecard) -> list[str]:
         *(f for row in card.wear[:1] for f in (row.effect, row.by_exposure, row.by_week)),
     )
     return [*dict.fromkeys(f.of for f in figures)]
-
-
-def _unbroken(text: str) -> str:
-    """Keep a sign on the line of its number: browsers break after it otherwise."""
-    return re.sub(r"([+\N{MINUS SIGN}])(?=\S)", "\\1\N{WORD JOINER}", text)
-
-
-def _date(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%-d %B %Y}"
