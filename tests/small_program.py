@@ -176,6 +176,17 @@ cap_per_week = 3
 cooldown = "12h"
 """
 
+OPEN = """
+[guardrails]
+consent = "opt-out"
+quiet_from = "00:00"
+quiet_until = "00:00"
+cap_per_day = 24
+cap_per_week = 32
+cooldown = "0m"
+"""
+"""Nothing but what is shared can block: appended to a program that declares no guardrails."""
+
 
 def small(extra: str = GUARDRAILS) -> Program:
     """Return the small program, with these tables added to its TOML."""
@@ -218,4 +229,4 @@ def optimizer(program: Program, policy: Policy | None = None) -> Optimizer:
     return Optimizer(program, {CHAMPION: chooser}, SALT)
 
 
-__all__ = ["DAY", "NOON", "SALT", "TOML", "customer", "optimizer", "small"]
+__all__ = ["DAY", "NOON", "OPEN", "SALT", "TOML", "customer", "optimizer", "small"]

@@ -10,18 +10,7 @@ from optimizer.program import Program
 from serving import records
 from serving.store import Commitment, Found, Store, Wanted
 from serving.stream import fresh
-from tests.small_program import NOON, optimizer, small
-
-OPEN = """
-[guardrails]
-consent = "opt-out"
-quiet_from = "00:00"
-quiet_until = "00:00"
-cap_per_day = 24
-cap_per_week = 32
-cooldown = "0m"
-"""
-"""Nothing but what is shared can block."""
+from tests.small_program import NOON, OPEN, optimizer, small
 
 BUDGET = OPEN + '\n[guardrails.budget]\namount = 30.0\nperiod = "7d"\n'
 """Ten coupons, or six gifts if there were so many."""

@@ -11,7 +11,6 @@ from serving.records import Erased
 from serving.store import Overrun, Profile, Published, Store, StoreError, Wanted, Word
 from tests.contracts.steps import (
     BUDGETED,
-    OPEN,
     PROGRAM,
     REPORTING,
     active,
@@ -23,7 +22,7 @@ from tests.contracts.steps import (
     propose,
     together,
 )
-from tests.small_program import NOON, TOML
+from tests.small_program import NOON, OPEN, TOML
 
 
 async def test_an_outcome_moves_its_customer_and_is_in_the_log_once(store: Store) -> None:

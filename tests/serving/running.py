@@ -16,20 +16,10 @@ from serving import wire
 from serving.app import App, create_app
 from serving.service import Service
 from serving.settings import Settings
-from tests.small_program import TOML
+from tests.small_program import OPEN, TOML
 
 PATIENCE = 20.0
 """Seconds after which something that should have happened has not."""
-
-OPEN = """
-[guardrails]
-consent = "opt-out"
-quiet_from = "00:00"
-quiet_until = "00:00"
-cap_per_day = 24
-cap_per_week = 32
-cooldown = "0m"
-"""
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,13 @@ from serving.auth import create
 from serving.problems import MEDIA_TYPE
 from serving.settings import Settings
 from tests.serving.running import Client, Reply, Running, running, write_program
+from tests.small_program import OPEN
 
 CLOSED = """
 [guardrails]
 consent = "opt-in"
 quiet_from = "00:00"
 quiet_until = "00:00"
-"""
-
-OPEN = """
-[guardrails]
-consent = "opt-out"
-quiet_from = "00:00"
-quiet_until = "00:00"
-cap_per_day = 24
-cap_per_week = 32
-cooldown = "0m"
 """
 
 TIGHT = (

@@ -21,8 +21,8 @@ from serving import because
 from serving.embedded import Server
 from serving.settings import Settings
 from serving.store import Store
-from tests.serving.running import OPEN, Client, running, write_program
-from tests.small_program import optimizer
+from tests.serving.running import Client, running, write_program
+from tests.small_program import OPEN, optimizer
 
 PROGRAMS = {name: Program.parse(read(name), source=name) for name in SHIPPED}
 FITNESS = PROGRAMS["fitness-coaching"]

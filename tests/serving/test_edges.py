@@ -15,8 +15,8 @@ import pytest
 from optimizer.program import ProgramError
 from optimizer.programs import SHIPPED
 from serving import logs, programs
-from tests.serving.running import OPEN, write_program
-from tests.small_program import TOML
+from tests.serving.running import write_program
+from tests.small_program import OPEN, TOML
 
 
 def test_programs_are_those_that_ship_and_those_of_the_folder(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from serving import embedded, erasing
 from serving.settings import Settings
 from serving.store import Store
 from tests.e2e.running import environment
-from tests.serving.running import OPEN, Client, Running, running, write_program
+from tests.serving.running import Client, Running, running, write_program
+from tests.small_program import OPEN
 from training import events as parquet
 
 GONE, STAYS = "customer-that-goes-4711", "customer-that-stays-0815"

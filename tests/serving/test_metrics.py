@@ -23,8 +23,8 @@ from serving.rates import Buckets
 from serving.settings import Settings
 from serving.store import Store
 from tests.e2e.running import call, served, wait_until
-from tests.serving.running import OPEN, Client, Running, running, until, write_program
-from tests.small_program import small
+from tests.serving.running import Client, Running, running, until, write_program
+from tests.small_program import OPEN, small
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,8 +18,8 @@ from serving import leading, pacer
 from serving.embedded import Server
 from serving.settings import Settings
 from serving.store import Commitment, Store, Wanted
-from tests.serving.running import OPEN, Client, running, until, write_program
-from tests.small_program import TOML, Even, optimizer
+from tests.serving.running import Client, running, until, write_program
+from tests.small_program import OPEN, TOML, Even, optimizer
 
 ANYBODY = ('stages = ["active", "quiet"]', 'stages = ["new", "active", "quiet"]')
 BUDGET = OPEN + 'budget = { amount = 1000, period = "1d" }\n'

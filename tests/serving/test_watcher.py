@@ -20,8 +20,8 @@ from serving.embedded import Server
 from serving.store import Store
 from serving.targets import Target
 from tests.contracts import steps
-from tests.contracts.steps import OPEN, decide, outcome
-from tests.small_program import NOON, TOML
+from tests.contracts.steps import decide, outcome
+from tests.small_program import NOON, OPEN, TOML
 
 COMEBACK = ('kind = "monetary"\n', 'kind = "monetary"\ncomeback_after = "5d"\n')
 YEAR = """[[milestones]]

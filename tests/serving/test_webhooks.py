@@ -23,9 +23,9 @@ from serving.settings import Settings
 from serving.store import Store
 from serving.targets import KINDS, Target
 from serving.webhooks import Patience, Sender
-from tests.contracts.steps import OPEN, active, outcome, propose
+from tests.contracts.steps import active, outcome, propose
 from tests.serving.running import Client, running, until, write_program
-from tests.small_program import NOON, TOML
+from tests.small_program import NOON, OPEN, TOML
 
 SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
 OLD = "whsec_" + "b2xkIG9sZCBvbGQgb2xkIG9sZCBvbGQgb2xk"
