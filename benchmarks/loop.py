@@ -22,8 +22,9 @@ from simulations.population import populate
 from simulations.rollout import rollout, sole
 from simulations.truth import Rows, truth
 from simulations.worlds import WORLDS
-from training.evaluate import deployed, evaluate, today
+from training.evaluate import evaluate
 from training.promotion import judge
+from training.targets import deployed, today
 from training.train import split
 
 SEEDS = 40

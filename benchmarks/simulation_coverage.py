@@ -26,6 +26,7 @@ from simulations.rollout import Run, rollout, sole
 from simulations.truth import Rows, truth
 from simulations.worlds import WORLDS, World
 from training import evaluate as judging
+from training import targets as contenders
 from training.dataset import Dataset
 from training.train import split
 
@@ -53,12 +54,12 @@ def judged(world: World, *, seed: int, customers: int, days: int) -> list[Judged
     program, (earlier, later) = run.population.program, split(run.dataset)
     policy = Thompson(program.space, boldness=1.0)  # as `nudge train` fits it
     policy.learn(replace(earlier.rounds, rewards=earlier.with_stage_values().training_rewards))
-    targets = [*_plain(program), judging.deployed(policy.name, policy, program)]
-    found = judging.evaluate(later, [judging.today(), *targets])
+    targets = [*_plain(program), contenders.deployed(policy.name, policy, program)]
+    found = judging.evaluate(later, [contenders.today(), *targets])
     failed = {c.target for c in found.checks if c.status == "fail"}
     rows, logger = Rows.of(run.population, later), sole(Uniform(program.space))
 
-    def one(target: judging.Target) -> Judged:
+    def one(target: contenders.Target) -> Judged:
         score = found.score(target.name).value
         known = truth(run, logger, rows=rows, target=target.vectors(later.rounds))
         # The truth has an error of its own, from finite courses of chance.
@@ -69,8 +70,8 @@ def judged(world: World, *, seed: int, customers: int, days: int) -> list[Judged
     return [one(target) for target in targets]
 
 
-def _plain(program: Program) -> list[judging.Target]:
-    return [t for t in judging.baselines(program) if t.name in ("hold", "rules")]
+def _plain(program: Program) -> list[contenders.Target]:
+    return [t for t in contenders.baselines(program) if t.name in ("hold", "rules")]
 
 
 def _run(world: World, *, seed: int, customers: int, days: int) -> Run:
@@ -156,7 +157,7 @@ def _refused(log: Dataset) -> bool:
     """Whether the checks stop every target, or the evaluation refuses the log."""
     targets = _plain(log.program)
     try:
-        found = judging.evaluate(log, [judging.today(), *targets])
+        found = judging.evaluate(log, [contenders.today(), *targets])
     except ValueError:
         return True
     failed = {c.target for c in found.checks if c.status == "fail"}

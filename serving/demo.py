@@ -37,7 +37,7 @@ from simulations.rollout import Run, rollout, sole
 from simulations.truth import Rows, best, truth
 from simulations.worlds import WORLDS
 from training import dataset, events
-from training import evaluate as judging
+from training import targets as contenders
 from training import train as training
 from training.registry import Registry
 
@@ -166,7 +166,7 @@ def _judged(population: Population, first: Run, evaluated: loop.Evaluated, *, to
     later = training.split(log).later
     name = evaluated.challenger
     (version,) = (v.version for v in evaluated.values if v.policy == name)
-    target = judging.deployed(
+    target = contenders.deployed(
         name, load_policy(Registry.open().get(program.name, version).folder, program.space), program
     )
     true = truth(
@@ -184,7 +184,7 @@ def _judged(population: Population, first: Run, evaluated: loop.Evaluated, *, to
         high=values[name].high,
         truth=true.value,
         truth_error=true.error,
-        today=values[judging.TODAY].value,
+        today=values[contenders.TODAY].value,
         rounds=evaluated.rounds,
         decisions_seen=evaluated.decisions_seen,
         matured_share=evaluated.matured_share,

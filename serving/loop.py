@@ -33,11 +33,14 @@ from training import dataset, delay, events, fairness, promotion, scorecard_page
 from training import evaluate as judging
 from training import report as page
 from training import scorecard as measuring
+from training import targets as contenders
 from training import train as training
-from training.evaluate import Evaluation, Progress, Score, Target
+from training.evaluate import Progress
+from training.evaluation import Evaluation, Role, Score
 from training.promotion import Verdict
 from training.registry import APPROVED_BY, Registered, Registry
 from training.scorecard import Asked, Scorecard
+from training.targets import Target
 
 _LOG = logging.getLogger("nudge.follow")
 
@@ -240,7 +243,7 @@ def evaluate(
     """
     store, again = Registry.open(), again or Again()
     log = dataset.load(settings.load().archive, program, now=again.until, arms="judging")
-    targets = [*judging.baselines(program), *(judging.always(program.space, nudge) for nudge in always)]
+    targets = [*contenders.baselines(program), *(contenders.always(program.space, nudge) for nudge in always)]
     champion = _champion(program, store, again)
     if whole:
         judged, history = log, None
@@ -248,7 +251,7 @@ def evaluate(
         history, judged = training.split(log)
         targets += _learned(program, store, champion=champion, versions=again.candidates)
         targets += _best_fixed(program, history, known={t.name for t in targets})
-    reference = CHAMPION if any(t.name == CHAMPION for t in targets) else judging.TODAY
+    reference = CHAMPION if any(t.name == CHAMPION for t in targets) else contenders.TODAY
     vectors = _loggers(program, store, judged)
     found = judging.evaluate(judged, targets, reference=reference, history=history, loggers=vectors, progress=progress)
     verdict = promotion.judge(found, accept_estimated=accept_estimated)
@@ -297,8 +300,8 @@ def _again(log: dataset.Dataset, found: Evaluation, *, whole: bool) -> list[str]
 
 def _best_fixed(program: Program, history: dataset.Dataset, *, known: set[str]) -> list[Target]:
     """Return the nudge that did best on the training slice, always made: the simplest policy to beat."""
-    best = judging.best_fixed(history)
-    return [judging.always(program.space, best)] if best and f"always {best}" not in known else []
+    best = contenders.best_fixed(history)
+    return [contenders.always(program.space, best)] if best and f"always {best}" not in known else []
 
 
 def _loggers(program: Program, store: Registry, log: dataset.Dataset) -> dict[str, Callable[[Rounds], Floats]]:
@@ -307,7 +310,7 @@ def _loggers(program: Program, store: Registry, log: dataset.Dataset) -> dict[st
     if log.estimated_propensities or len(log.loggers) < 2:
         return found
     for logger, policy in _policies(program, store, log.loggers).items():
-        found[logger] = judging.deployed(logger, policy, program).vectors
+        found[logger] = contenders.deployed(logger, policy, program).vectors
     return found
 
 
@@ -335,9 +338,9 @@ def _learned(
     return targets
 
 
-def _target(program: Program, found: Registered, *, name: str, role: judging.Role) -> Target:
+def _target(program: Program, found: Registered, *, name: str, role: Role) -> Target:
     policy = load_policy(found.folder, program.space)
-    return judging.deployed(
+    return contenders.deployed(
         name, policy, program, title=f"{found.name} (version {found.version})", role=role, version=found.version
     )
 
@@ -496,7 +499,7 @@ def audit(program: Program) -> list[Checked]:
     """Check the log itself: whether its probabilities, weights and maturity allow questions at all."""
     given = settings.load()
     log = dataset.load(given.archive, program, arms="judging")
-    found = judging.evaluate(log, judging.baselines(program))
+    found = judging.evaluate(log, contenders.baselines(program))
     raw = events.read(given.archive, program.name)
     written = [auditing.joins(raw), auditing.arms(raw, program), auditing.replay(raw, _salt(), program=program.name)]
     if len(raw) and not log.estimated_propensities:

@@ -1,42 +1,35 @@
 """What is each policy worth on the same log? Targets side by side, each paired with the one in force.
 
 Works through the rounds a block at a time and keeps a few numbers a round, so the length of the log costs no
-memory that counts. Results are plain structs that serialise to JSON.
+memory that counts. `targets` says what is valued, `evaluation` what is found.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 import msgspec
 import numpy as np
 
-from optimizer.actions import FACTORS, HOLD, ActionSpace, Bools, Floats, Ints, Nudge
-from optimizer.floor import apply_floor
-from optimizer.policy import Policy, Rounds
+from optimizer.actions import FACTORS, HOLD, ActionSpace, Bools, Floats, Ints
+from optimizer.policy import Rounds
 from optimizer.program import DAY, Program
-from policies.fixed import FixedNudge, Hold, Rules, Uniform
 from training import diagnostics, guardrail_prices, sequence
 from training.dataset import Dataset
 from training.diagnostics import Check
+from training.evaluation import AnytimeValid, Effect, Evaluation, Look, Role, Score, Spend, StageScore
 from training.guardrail_prices import GuardrailPrice
 from training.intervals import Estimate, Interval, bootstraps, by_customer, clustered, gathered, likelihood
 from training.ope import dm, dr
 from training.propensities import Pair, Sensitivity, sensitivity
 from training.reading import REWARD, Frozen, Loggers, Reading, Seen, models_of, read
 from training.reward_model import RewardModel
+from training.targets import TODAY, Target
 from training.vectors import blocks
-
-TODAY = "today"
-"""The name of the logging policy as a target."""
 
 _FROZEN_FROM = 200
 """Rounds of history from which a range and a model are frozen."""
-
-_FIXED_FROM = 20
-"""Draws of a nudge, and customers, below which it is not said to be the best."""
 
 _FAR = 1e9
 """What stands for an infinite value of a check: JSON has none."""
@@ -45,256 +38,8 @@ _LOOKS = 50
 _RESAMPLES = 1_000
 _SEGMENT_CUSTOMERS = 30
 
-Role = Literal["today", "champion", "baseline", "candidate"]
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and of how much."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A policy to be valued: its name, and what it would have drawn from.
-
-    `vectors` maps n rounds to probabilities (n, k), under the masks and prices of the log.
-    """
-
-    name: str
-    title: str
-    role: Role
-    vectors: Callable[[Rounds], Floats]
-    version: str = ""
-
-
-class StageScore(msgspec.Struct, frozen=True, kw_only=True):
-    """A target's worth among the rounds of one stage; None where there are too few customers."""
-
-    stage: str
-    title: str
-    rounds: int
-    share: float
-    nudged: float
-    value: Estimate | None
-    lift: Estimate | None
-
-
-class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """What an anytime-valid sequence said once so many customers had had their fixed block."""
-
-    customers: int
-    low: float
-    high: float
-    lift_low: float
-    lift_high: float
-
-
-class AnytimeValid(msgspec.Struct, frozen=True, kw_only=True):
-    """Intervals that hold at every look at once: of the mean of customers' means, a customer a term.
-
-    Customers come in the order of enrolment, each once its block of `block_days` is whole; rewards are clipped to
-    `low`..`high`, which were fixed beforehand, as was the model. `looks` are evenly spaced, the last is the newest.
-    """
-
-    low: float
-    high: float
-    block_days: float
-    frozen_model: bool
-    looks: tuple[Look, ...]
-
-    @property
-    def last(self) -> Look:
-        """The newest look."""
-        return self.looks[-1]
-
-
-class Spend(msgspec.Struct, frozen=True, kw_only=True):
-    """What a target would be expected to spend in a period of the budget, at the rate of decisions of the log."""
-
-    expected: float
-    budget: float | None
-    period_days: float
-
-    @property
-    def feasible(self) -> bool:
-        """Whether the budget covers it at the prices of the log."""
-        return self.budget is None or self.expected <= self.budget
-
-
-class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """What one target is worth per decision, and what it would do.
-
-    `estimates` by estimator; `lift` over the reference and `over_hold` are paired differences by DR, and so is
-    `against` over each baseline; `events` are expected counts per decision by DR; `mix` is the share of nudges by
-    factor and level; `nudged` the share of decisions that nudge; `cost` is expected per decision. `intervals` are
-    others for the value (BCa and Poisson bootstrap of DR, empirical likelihood without a model); `picked` is the kind
-    of weights that SLOPE picked. `messages` and `opt_outs` are per customer over the log; `cost_per_outcome` is what
-    one more goal event than without nudges costs, None where more were not shown.
-    """
-
-    name: str
-    title: str
-    role: Role
-    version: str
-    estimates: dict[str, Estimate]
-    lift: Estimate
-    over_hold: Estimate | None
-    events: dict[str, Estimate]
-    nudged: float
-    cost: float
-    mix: dict[str, dict[str, float]]
-    stages: tuple[StageScore, ...]
-    segments: tuple[StageScore, ...] = ()
-    against: dict[str, Estimate] = {}
-    intervals: dict[str, Interval] = {}
-    picked: str = ""
-    sequence: AnytimeValid | None = None
-    messages: float = 0.0
-    opt_outs: Estimate | None = None
-    cost_per_outcome: Estimate | None = None
-    spend: Spend | None = None
-    sensitivity: Sensitivity | None = None
-
-    @property
-    def value(self) -> Estimate:
-        """The doubly robust estimate, the one that decides."""
-        return self.estimates["dr"]
-
-
-class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """What a level adds to the reward of a decision over hold, where it is allowed, the rest mixed as logged."""
-
-    factor: str
-    level: str
-    drawn: int
-    lift: Estimate
-
-
-class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """Every target on one log. Values are rewards per decision; estimand: this decision, then the logging policy."""
-
-    program: str
-    program_title: str
-    program_version: str
-    goal: str
-    goal_event: str
-    currency: str
-    reference: str
-    level: float
-    rounds: int
-    customers: int
-    decisions_seen: int
-    matured_share: float
-    since: float
-    until: float
-    explained: float
-    titles: dict[str, str]
-    scores: tuple[Score, ...]
-    effects: tuple[Effect, ...]
-    checks: tuple[Check, ...]
-    propensities: Literal["logged", "estimated"] = "logged"
-    guardrails: tuple[GuardrailPrice, ...] = ()
-    shared_budget: bool = False
-
-    def score(self, name: str) -> Score:
-        """Return a target's score; ValueError if there is none of that name."""
-        for score in self.scores:
-            if score.name == name:
-                return score
-        known = ", ".join(s.name for s in self.scores)
-        raise ValueError(f"no target {name!r} was evaluated: expected one of {known}")
-
-    @property
-    def candidates(self) -> tuple[Score, ...]:
-        """The challengers, best first."""
-        found = [s for s in self.scores if s.role == "candidate"]
-        return tuple(sorted(found, key=lambda s: -s.value.value))
-
-    def to_json(self) -> bytes:
-        """Return the evaluation as JSON that `from_json` reads."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1)
-
-    @classmethod
-    def from_json(cls, data: bytes | str) -> "Evaluation":
-        """Read what `to_json` wrote."""
-        return msgspec.json.decode(data, type=cls)
-
-
-def today() -> Target:
-    """Return the logging policy: the vectors that were drawn from."""
-    return Target(TODAY, "Today's policy", "today", _logged)
-
-
-def plain(name: str, policy: Policy, space: ActionSpace, *, title: str) -> Target:
-    """Return a baseline without a floor: people who follow a rule, or switch a service off, explore nothing."""
-    return Target(name, title, "baseline", _asking(policy, space))
-
-
-def hold_all(space: ActionSpace) -> Target:
-    """Return the target that nudges nobody."""
-    return plain("hold", Hold(space), space, title="No nudges at all")
-
-
-def always(space: ActionSpace, action: str) -> Target:
-    """Return the target that always makes one nudge, named `incentive/tone/timing`, where it is allowed."""
-    if action == "hold" or action not in space.names:
-        raise ValueError(f"there is no nudge {action!r}: expected incentive/tone/timing, such as {space.names[1]!r}")
-    nudge = Nudge(*action.split("/"))
-    return plain(f"always {action}", FixedNudge(space, nudge=nudge), space, title=f"Always {action}")
-
-
-def best_fixed(history: Dataset) -> str:
-    """Return the nudge that did best on an earlier slice of the log, by DR, or "" where none was drawn often enough.
-
-    Chosen there and valued elsewhere: a best that is chosen on the rounds that value it looks better than it is.
-    """
-    rounds, space = history.rounds, history.program.space
-    counts = np.bincount(rounds.actions, minlength=space.k)
-    often = np.flatnonzero(counts >= _FIXED_FROM)
-    if not (often != HOLD).any() or len(np.unique(rounds.customers)) < _FIXED_FROM:
-        return ""
-    model = models_of(history, None)[REWARD]
-    worth = np.full(space.k, -np.inf)
-    for _, part in blocks(rounds):
-        q = model.predict(part)
-        found = np.where(part.allowed, q, q[:, [HOLD]])[:, often].sum(axis=0)
-        drawn = np.arange(len(part)), part.actions
-        extra = np.bincount(part.actions, weights=(part.rewards - q[drawn]) / part.propensities, minlength=space.k)
-        blocked = (part.actions == HOLD) * (part.rewards - q[drawn]) / part.propensities
-        found = found + extra[often] + np.where(often == HOLD, 0.0, (~part.allowed[:, often]).T @ blocked)
-        worth[often] = np.where(np.isfinite(worth[often]), worth[often], 0.0) + found
-    worth[HOLD] = -np.inf
-    return space.names[int(np.argmax(worth))]
-
-
-def deployed(
-    name: str, policy: Policy, program: Program, *, title: str = "", role: Role = "candidate", version: str = ""
-) -> Target:
-    """Return the target of deploying a policy: its probabilities after the engine's floor, in float32 as drawn."""
-    ask = _asking(policy, program.space)
-
-    def vectors(rounds: Rounds) -> Floats:
-        floored = apply_floor(ask(rounds), program.space, allowed=rounds.allowed, exploration=program.exploration)
-        return _normalised(floored.astype(np.float32).astype(np.float64))
-
-    return Target(name, title or name, role, vectors, version)
-
-
-def baselines(program: Program) -> list[Target]:
-    """Return what every candidate is compared with: today, no nudges, the marketers' rules, chance."""
-    rules = plain("rules", Rules.of(program), program.space, title="The program's rules")
-    chance = deployed("uniform", Uniform(program.space), program, title="Nudges at random", role="baseline")
-    return [today(), hold_all(program.space), *([rules] if program.rules else []), chance]
-
-
-def _asking(policy: Policy, space: ActionSpace) -> Callable[[Rounds], Floats]:
-    return lambda rounds: policy.probabilities(rounds.contexts, rounds.allowed, rounds.prices(space))
-
-
-def _logged(rounds: Rounds) -> Floats:
-    return _normalised(rounds.probabilities.astype(np.float64))
-
-
-def _normalised(vectors: Floats) -> Floats:
-    normalised: Floats = vectors / vectors.sum(axis=1, keepdims=True)
-    return normalised
 
 
 def evaluate(

@@ -23,12 +23,12 @@ from optimizer.policy import Rounds
 from optimizer.program import Program
 from training import reward_model
 from training.dataset import Dataset
-from training.evaluate import Target
 from training.figures import Figure, Unit, estimated, few, mean, missing
 from training.intervals import clustered
 from training.ope import dr, weigh
 from training.promotion import Reason, Verdict, with_reasons
 from training.record import UNKNOWN, segments
+from training.targets import Target
 
 _BLOCK = 8_192
 _SAYS: Mapping[str, tuple[str, Unit]] = MappingProxyType(

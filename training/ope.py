@@ -7,7 +7,7 @@ order.
 
 The estimand is *this decision, then the logging policy*, under the mask and the prices of the log. A target
 is the vector that would have been drawn from: the value of deploying a policy is that of its floored vector
-(`training.evaluate.deployed`), not of what the policy says before the floor.
+(`training.targets.deployed`), not of what the policy says before the floor.
 
 Symbols: n rounds, k actions; `A` the action drawn, `mu` the logged probabilities, `pi` the target's, `q` a
     model of the reward; `w = pi(A) / mu(A)`.

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from training.diagnostics import Check, failed
-from training.evaluate import Evaluation, Score
+from training.evaluation import Evaluation, Score
 from training.intervals import Estimate
 from training.sequence import stretched
 

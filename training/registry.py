@@ -26,7 +26,7 @@ import numpy as np
 from optimizer.policy import Policy
 from training import relocation
 from training.dataset import Dataset
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.figures import Figure
 from training.intervals import Estimate
 from training.promotion import Verdict

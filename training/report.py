@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from training.diagnostics import Check
-from training.evaluate import Evaluation, Score, StageScore
+from training.evaluation import Evaluation, Score, StageScore
 from training.intervals import Estimate
 from training.pages import Bar, date, template
 from training.promotion import Verdict, always_valid

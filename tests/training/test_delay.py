@@ -10,7 +10,7 @@ from tests.small_program import DAY, NOON
 from tests.training.test_dataset import PROGRAM, TEXT, decision, outcome
 from training import dataset, delay
 from training import events as log
-from training.evaluate import today
+from training.targets import today
 
 DAYS = 12
 NOW = NOON + DAYS * DAY

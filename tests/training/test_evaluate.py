@@ -10,9 +10,11 @@ from optimizer.policy import Rounds
 from tests.training.worlds import World, best_for, made_up
 from training import reading
 from training.balancing import PRIORS
-from training.evaluate import Evaluation, Target, baselines, best_fixed, deployed, evaluate, today
+from training.evaluate import evaluate
+from training.evaluation import Evaluation
 from training.ope import ESTIMATORS
 from training.reward_model import cross_fit
+from training.targets import Target, baselines, best_fixed, deployed, today
 from training.vectors import room
 
 WORLD = made_up(n=5_000, seed=11)

@@ -13,10 +13,10 @@ from policies.fixed import Uniform
 from tests.small_program import TOML
 from tests.training.worlds import made_up
 from training.dataset import Dataset
-from training.evaluate import Target, deployed
 from training.fairness import Limits, declared, fairness_gate, verdict_on
 from training.promotion import Reason, Verdict
 from training.record import segments
+from training.targets import Target, deployed
 
 GOLD, FREE = "plan=gold", "plan=free"
 

@@ -10,9 +10,9 @@ from optimizer.actions import HOLD, Floats
 from optimizer.policy import Rounds
 from tests.training.worlds import best_for, made_up
 from training import guardrail_prices
-from training.evaluate import deployed, today
 from training.guardrail_prices import capped, randomised, relaxed, stricter, stricter_rules
 from training.reading import REWARD, models_of
+from training.targets import deployed, today
 
 WORLD = made_up(n=6_000, seed=61)
 PROGRAM = WORLD.dataset.program

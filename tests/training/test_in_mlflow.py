@@ -16,9 +16,10 @@ from tests.browser import Browser, Pixels
 from tests.e2e.running import PATIENCE, environment, free_port, wait_until
 from tests.training.worlds import best_for, made_up
 from training import report
-from training.evaluate import baselines, deployed, evaluate
+from training.evaluate import evaluate
 from training.promotion import judge
 from training.registry import Registry
+from training.targets import baselines, deployed
 
 WORLD = made_up(n=3_000, seed=51)
 PROGRAM = WORLD.dataset.program

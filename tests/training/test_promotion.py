@@ -7,9 +7,11 @@ from msgspec.structs import replace
 from optimizer.policy import Rounds
 from tests.training.worlds import best_for, made_up
 from training.diagnostics import Check
-from training.evaluate import Evaluation, Score, Target, baselines, deployed, evaluate, today
+from training.evaluate import evaluate
+from training.evaluation import Evaluation, Score
 from training.intervals import Estimate
 from training.promotion import Reason, always_valid, judge, with_reasons
+from training.targets import Target, baselines, deployed, today
 
 WORLD = made_up(n=5_000, seed=21)
 PROGRAM = WORLD.dataset.program

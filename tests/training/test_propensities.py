@@ -10,11 +10,12 @@ from optimizer.program import Program
 from policies.fixed import FixedNudge
 from training import dataset, importing, propensities
 from training import events as log
-from training.evaluate import always, baselines, deployed, evaluate
+from training.evaluate import evaluate
 from training.ope import Evidence
 from training.promotion import judge
 from training.propensities import GAMMAS, Pair, bounds, sensitivity
 from training.registry import digest
+from training.targets import always, baselines, deployed
 
 MAP = """
 name = "mine"

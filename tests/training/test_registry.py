@@ -14,9 +14,11 @@ from msgspec.structs import replace
 import policies
 from tests.training.worlds import made_up
 from training import relocation
-from training.evaluate import Evaluation, baselines, deployed, evaluate
+from training.evaluate import evaluate
+from training.evaluation import Evaluation
 from training.promotion import Verdict, judge
 from training.registry import NotPromotedError, Registered, Registry, digest
+from training.targets import baselines, deployed
 from training.train import Candidate, split, train
 
 WORLD = made_up(n=6_000, seed=41, lift=0.8)

@@ -12,8 +12,10 @@ import pytest
 from tests.browser import Browser, Pixels
 from tests.training.worlds import best_for, made_up
 from training import report
-from training.evaluate import Evaluation, Target, baselines, deployed, evaluate
+from training.evaluate import evaluate
+from training.evaluation import Evaluation
 from training.promotion import Verdict, always_valid, judge
+from training.targets import Target, baselines, deployed
 
 WORLD = made_up(n=4_000, seed=51)
 PROGRAM = WORLD.dataset.program
