@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from serving import targets
 from serving.targets import Target
@@ -138,10 +137,11 @@ def _one_of(given: Mapping[str, str], key: str, choices: tuple[str, ...], *, def
 
 def _url(given: Mapping[str, str], key: str) -> str | None:
     url = given.get(key)
-    if url is not None and urlsplit(url).scheme not in _SCHEMES:
-        # The value may hold a password, so only its scheme is quoted.
+    if url is not None and not url.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
+        # The value may hold a password, so no more than a scheme is quoted.
+        scheme, slashes, _ = url.partition("://")
         raise ValueError(
-            f"{key} starts with {urlsplit(url).scheme!r}: expected redis://, rediss:// or unix://,"
+            f"{key} starts with {scheme if slashes else ''!r}: expected redis://, rediss:// or unix://,"
             f" such as {key}=redis://127.0.0.1:6379/0"
         )
     return url

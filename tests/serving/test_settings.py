@@ -72,7 +72,8 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_was_expected(key: str,
         settings.load({key: value})
 
 
-def test_a_wrong_address_is_refused_without_its_password() -> None:
-    with pytest.raises(ValueError, match="starts with 'http': expected redis://") as refused:
-        settings.load({"REDIS_URL": "http://:hush@store"})
+@pytest.mark.parametrize(("url", "start"), [("http://:hush@[::1", "http"), ("hush", ""), ("redis:hush", "")])
+def test_a_wrong_address_is_refused_without_its_password(url: str, start: str) -> None:
+    with pytest.raises(ValueError, match=f"starts with '{start}': expected redis://") as refused:
+        settings.load({"REDIS_URL": url})
     assert "hush" not in str(refused.value)
