@@ -59,6 +59,8 @@ def check_store(url: str) -> None:
 def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) -> None:
     """Run the API until interrupted, with the store and, once it is ready, the follower beside it."""
     given = settings.load()
+    for warning in settings.unread(os.environ):
+        print(f"nudge: {warning}", file=sys.stderr)  # noqa: T201
     auth.refuse_public(host, given.keys_file)
     with store_url(given) as url, adding_up(given.home / "run", workers=workers):
         os.environ["REDIS_URL"] = url  # what the app, and each of its workers, reads

@@ -1,7 +1,8 @@
 """What can be set from outside? One frozen record, read once from the environment."""
 
+import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,15 @@ from serving.targets import Target
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names the folder which workers share; `nudge serve --workers` sets it."""
+
+NAMES = (
+    *("NUDGE_HOME", "NUDGE_ARCHIVE", "NUDGE_SECRET", "NUDGE_LOG", "NUDGE_KEY", "NUDGE_REQUIRE_APPROVAL"),
+    *("NUDGE_DECIDE_SECONDS", "NUDGE_STORE_SECONDS", "NUDGE_FOLLOW_SECONDS", "NUDGE_EXPIRE_DAYS"),
+    *("NUDGE_BATCH", "NUDGE_QUEUE", "NUDGE_BODY_BYTES", "NUDGE_RATE"),
+    *("NUDGE_WEBHOOK_URL", "NUDGE_WEBHOOK_SECRET", "NUDGE_WEBHOOK_EVENTS", "NUDGE_WEBHOOK_LOOPBACK"),
+    *("NUDGE_WEBHOOK_SECONDS", "NUDGE_WEBHOOK_BACKOFF", "NUDGE_WEBHOOK_ATTEMPTS"),
+)
+"""Every variable of ours that anything reads; others' are REDIS_URL and those of MLflow and OpenTelemetry."""
 
 _SCHEMES = ("redis", "rediss", "unix")
 
@@ -110,6 +120,20 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         webhook_backoff=_number(given, "NUDGE_WEBHOOK_BACKOFF", 5.0, low=0.01, high=3_600.0),
         webhook_attempts=int(_number(given, "NUDGE_WEBHOOK_ATTEMPTS", 14, low=1, high=100, kind=int)),
     )
+
+
+def unread(names: Iterable[str]) -> list[str]:
+    """Say which variables look like ours and are not: a misspelt one would be ignored without a word.
+
+    >>> unread(['NUDGE_REDIS_URL', 'NUDGE_RATE', 'HOME'])
+    ['NUDGE_REDIS_URL is not read by anything: did you mean REDIS_URL?']
+    """
+    said, known = [], {n.removeprefix("NUDGE_"): n for n in (*NAMES, "REDIS_URL")}
+    for name in sorted({n for n in names if n.startswith("NUDGE_")} - {*NAMES}):
+        close = difflib.get_close_matches(name.removeprefix("NUDGE_"), known, n=1)
+        meant = f"did you mean {known[close[0]]}?" if close else f"there are {', '.join(NAMES)}"
+        said.append(f"{name} is not read by anything: {meant}")
+    return said
 
 
 def _number(

@@ -1,5 +1,6 @@
 """Settings: read once from the environment, and errors that quote key, value and what was expected."""
 
+import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -77,3 +78,23 @@ def test_a_wrong_address_is_refused_without_its_password(url: str, start: str) -
     with pytest.raises(ValueError, match=f"starts with '{start}': expected redis://") as refused:
         settings.load({"REDIS_URL": url})
     assert "hush" not in str(refused.value)
+
+
+def test_every_variable_that_is_read_is_named_and_no_other() -> None:
+    sources = [p.read_text(encoding="utf-8") for p in Path(settings.__file__).parent.glob("*.py")]
+    without_the_list = re.sub(r"^NAMES = .*?^\)$", "", "\n".join(sources), flags=re.MULTILINE | re.DOTALL)
+    read = re.findall(r"\"(NUDGE_[A-Z]+(?:_[A-Z]+)*)\"", without_the_list)
+    assert {*read, "NUDGE_KEY"} == {*settings.NAMES}, "clients read the key"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("NUDGE_HOEM", "did you mean NUDGE_HOME?"),
+        ("NUDGE_REDIS_URL", "did you mean REDIS_URL?"),
+        ("NUDGE_XYZZY_PLUGH", "there are NUDGE_HOME, "),
+    ],
+)
+def test_a_variable_that_nothing_reads_is_told(name: str, says: str) -> None:
+    (said,) = settings.unread(["PATH", "REDIS_URL", name, *settings.NAMES])
+    assert said.startswith(f"{name} is not read by anything: {says}")
