@@ -98,3 +98,28 @@ def test_every_variable_that_is_read_is_named_and_no_other() -> None:
 def test_a_variable_that_nothing_reads_is_told(name: str, says: str) -> None:
     (said,) = settings.unread(["PATH", "REDIS_URL", name, *settings.NAMES])
     assert said.startswith(f"{name} is not read by anything: {says}")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+ROWS = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| `")]
+SPANS = [(row[0].strip("`"), row[2], *row[3].split(", ")) for row in ROWS if row[3].count(", ") == 1]
+
+
+def test_every_variable_is_on_the_page_of_settings() -> None:
+    assert {*settings.NAMES} <= {row[0].strip("`") for row in ROWS}
+    assert len(SPANS) == 11
+
+
+@pytest.mark.parametrize(("name", "default", "low", "high"), SPANS)
+def test_the_page_of_settings_tells_defaults_and_limits_as_they_are(
+    name: str, default: str, low: str, high: str
+) -> None:
+    field = name.removeprefix("NUDGE_").lower()
+    plain = [text.replace(",", "") for text in (default, low, high)]
+    assert getattr(Settings(), field) == float(plain[0])
+    for text in plain[1:]:
+        assert getattr(settings.load({name: text}), field) == float(text)
+    beyond = str(float(plain[2]) * 2) if "." in plain[1] or plain[1] == "0" else str(int(plain[2]) + 1)
+    for text in (beyond, "-1"):
+        with pytest.raises(ValueError, match=name):
+            settings.load({name: text})
