@@ -23,10 +23,12 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
+        except (ValueError, OSError) as error:
             said = str(error)
             if isinstance(error, OSError) and error.filename:  # [Errno 2] tells nobody what to type
                 said = f"{error.filename}: {error.strerror}; name another place"
+            elif isinstance(error, OSError) and not isinstance(error, ConnectionError):
+                raise
             click.echo(f"nudge: {said}", err=True)
             sys.exit(2)
 

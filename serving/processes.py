@@ -30,7 +30,7 @@ def store_url(given: Settings) -> Iterator[str]:
     try:
         server = embedded.Server(given.home / "store")
         server.start()
-    except (embedded.ServerError, OSError) as error:
+    except embedded.ServerError as error:
         raise ValueError(str(error)) from error
     try:
         yield server.url

@@ -78,6 +78,18 @@ def test_a_file_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path) 
     assert "nowhere/map.html: No such file or directory; name another place" in said
 
 
+@pytest.mark.parametrize("words", [("serve",), ("archive",), ("keys", "create", "app"), ("erase", "ada")])
+def test_a_home_that_cannot_be_a_folder_is_named_with_what_to_do(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("NUDGE_HOME", str(tmp_path / "file" / "home"))
+    said = CliRunner().invoke(main, words)
+    assert said.exit_code == 2, said.exception
+    assert said.stderr.startswith(f"nudge: {tmp_path}/file/home")
+    assert said.stderr.endswith("Not a directory; name another place\n")
+
+
 def test_a_new_program_passes_the_check_and_names_each_fault_by_its_row(tmp_path: Path) -> None:
     nudge("program", "new", "mine", home=tmp_path)
     file = tmp_path / "mine.toml"
