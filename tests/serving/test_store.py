@@ -17,7 +17,7 @@ from optimizer.customer import Customer, Decayed, Sent
 from optimizer.events import Decision, Outcome
 from serving import records
 from serving.embedded import Server, serve
-from serving.store import RefusedError, Store, StoreError, Wanted
+from serving.store import Store, StoreError, Wanted
 from tests.contracts.conftest import clustered
 from tests.contracts.steps import PROGRAM, decide, log, outcome, propose
 from tests.small_program import NOON
@@ -222,7 +222,7 @@ async def cut_once(server: Server, path: Path) -> AsyncIterator[tuple[str, async
 
 def commit_script() -> bytes:
     """Return the name by which the commit script is called."""
-    from serving.link import _script
+    from serving.store import _script
 
     return _script("commit")[1].encode()
 
@@ -327,11 +327,11 @@ def test_a_log_entry_of_a_kind_from_the_future_is_refused() -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:6379", "redis", "http://[::1"])
 async def test_what_is_no_address_of_a_store_is_refused(url: str) -> None:
-    with pytest.raises(RefusedError, match="is not the address of a store"):
+    with pytest.raises(StoreError, match="is not the address of a store"):
         await Store.open(url)
 
 
 async def test_no_password_is_shown_of_what_is_no_address() -> None:
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(StoreError) as refused:
         await Store.open("http://me:secret@[::1?password=secret")
     assert "secret" not in str(refused.value)
