@@ -115,11 +115,12 @@ def test_the_page_of_settings_tells_defaults_and_limits_as_they_are(
     name: str, default: str, low: str, high: str
 ) -> None:
     field = name.removeprefix("NUDGE_").lower()
-    plain = [text.replace(",", "") for text in (default, low, high)]
-    assert getattr(Settings(), field) == float(plain[0])
-    for text in plain[1:]:
-        assert getattr(settings.load({name: text}), field) == float(text)
-    beyond = str(float(plain[2]) * 2) if "." in plain[1] or plain[1] == "0" else str(int(plain[2]) + 1)
-    for text in (beyond, "-1"):
+    said, least, most = (float(text.replace(",", "")) for text in (default, low, high))
+    kind = type(getattr(Settings(), field))
+    assert getattr(Settings(), field) == said
+    for value in (least, most):
+        assert getattr(settings.load({name: str(kind(value))}), field) == value
+    step = 1 if kind is int else 1e-6
+    for value in (least - step * max(least, 1.0), most + step * max(most, 1.0)):
         with pytest.raises(ValueError, match=name):
-            settings.load({name: text})
+            settings.load({name: str(kind(value))})
