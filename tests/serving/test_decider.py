@@ -14,7 +14,7 @@ from optimizer.events import Salt
 from optimizer.guardrails import Shared
 from optimizer.program import Program
 from policies.fixed import Hold
-from serving.decider import RETRIES, SMALL, Breaker, Decider, OverloadedError, Wish, new_id
+from serving.decider import RETRIES, Breaker, Decider, OverloadedError, Wish, new_id
 from serving.metrics import Metrics
 from serving.publishing import uniform
 from serving.store import Commitment, Committed, Found, StoreError, Turn, Wanted
@@ -131,8 +131,8 @@ async def test_a_request_alone_is_not_parted(memory: Memory) -> None:
 async def test_what_is_few_is_not_parted(memory: Memory) -> None:
     async with deciding(memory) as decider:
         await decider.submit([wish("first")])
-        await asyncio.gather(*(decider.submit([wish(f"c{i}")]) for i in range(SMALL)))
-    assert [len(batch) for batch in memory.batches] == [1, SMALL]
+        await asyncio.gather(*(decider.submit([wish(f"c{i}")]) for i in range(16)))
+    assert [len(batch) for batch in memory.batches] == [1, 16]
 
 
 async def test_a_batch_has_at_most_its_size_and_a_customer_once(memory: Memory) -> None:
