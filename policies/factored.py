@@ -5,13 +5,15 @@ which is 0 for hold and otherwise
 
     tau(x, a) = x . (w_nudge + w_incentive + w_tone + w_timing) + c_incentive,tone + c_incentive,timing + c_tone,timing
 
-so a round teaches every action that shares a level with the one drawn. The baseline `m(x)` is linear in the context and
-in the squares of its numbers. Two regressions are kept. In one, effects are action-centred (Greenewald et al. 2017):
-`r - m(x)`, with `m(x)` cross-fitted over folds of customers, is regressed on the features of the action drawn less
-their mean under the logged probabilities; no baseline, however wrong, correlates with those. In the other, reward is
-regressed on context and features jointly, which learns from differences between customers too, and more the surer the
-policy is, but only if the baseline is right. `posterior` trusts the second as far as it agrees with the first. All of
-it is found from sums over rounds, so shards add up exactly, whatever their number.
+less what the action is declared to cost, so a round teaches every action that shares a level with the one drawn, and
+what costs is not thought worth it before rounds say so: rewards, which costs are taken from, are summed up with the
+declared cost of the action drawn added back. The baseline `m(x)` is linear in the context and in the squares of its
+numbers. Two regressions are kept. In one, effects are action-centred (Greenewald et al. 2017): `r - m(x)`, with `m(x)`
+cross-fitted over folds of customers, is regressed on the features of the action drawn less their mean under the logged
+probabilities; no baseline, however wrong, correlates with those. In the other, reward is regressed on context and
+features jointly, which learns from differences between customers too, and more the surer the policy is, but only if the
+baseline is right. `posterior` trusts the second as far as it agrees with the first. All of it is found from sums over
+rounds, so shards add up exactly, whatever their number.
 """
 
 from collections.abc import Sequence
@@ -37,7 +39,7 @@ class Statistics:
     """All that the model keeps of the rounds: sums over them, per fold of customers where the baseline needs it.
 
     With features `u` of an action (p,), `z` the same but centred, context `x` (d,), and `y` (b,) the context and its
-    squares; weights halve every `half_life` seconds before `as_of`.
+    squares; weights halve every `half_life` seconds before `as_of`. A reward `r` is meant before costs.
 
     Args:
         layout: the names of z and x.
@@ -173,13 +175,14 @@ def summarise(
     Memory is bounded by a block of rounds, and time is a few products of matrices a block.
 
     Args:
-        space: the rounds' actions and features.
+        space: the rounds' actions and features, and what actions cost, which their rewards are net of.
         rounds: n of them; ValueError if any is malformed.
         half_life: seconds after which a round counts half; infinite counts all alike; None counts all alike and keeps
             them apart by when they were, so that it can be found since when they count.
         since: when the first of the rounds was that these will be added to: what was long before is kept apart less.
     """
     check_rounds(space, rounds)
+    rounds = replace(rounds, rewards=rounds.rewards + space.action_costs[rounds.actions])
     named = layout(space)
     if not len(rounds):
         return Statistics.empty(named, half_life=half_life)

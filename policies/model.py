@@ -36,6 +36,7 @@ class Model:
         noise: standard deviation of the reward around the model.
         freedom: how many parameters the data have determined.
         changed: since when rounds count, where effects were found to have changed; None where they never were.
+        gross: whether rewards are summed up before costs; they were not in what was saved before that was told.
     """
 
     space: ActionSpace
@@ -45,6 +46,7 @@ class Model:
     noise: float
     freedom: float
     changed: float | None = None
+    gross: bool = True
 
     @classmethod
     def new(cls, space: ActionSpace, *, half_life: float | None = None) -> Self:
@@ -58,6 +60,11 @@ class Model:
 
     def refitted(self, learned: Learned) -> "Model":
         """Return the model that the rounds which count say."""
+        if not self.gross:
+            raise ValueError(
+                "this policy was saved by an earlier version, with costs inside its sums: it can be served, and learns "
+                "no more; train one anew from its rounds"
+            )
         p = learned.posterior
         changed = learned.statistics.since if learned.changed else self.changed
         return Model(self.space, learned.statistics, p.prior, p.mean, noise=p.noise, freedom=p.freedom, changed=changed)
@@ -70,7 +77,12 @@ class Model:
     @cached_property
     def weights(self) -> Weights:
         """The mean as it is used to score."""
-        return weights(self.layout, mean_for(self.layout, self.mean, of=self.prior.layout))
+        return weights(self.layout, mean_for(self.layout, self.mean, of=self.prior.layout), costs=self.costs)
+
+    @property
+    def costs(self) -> Floats | None:
+        """Shape (k,): what is taken from gains as the sums tell them, in reward units; None where they are net."""
+        return self.space.action_costs if self.gross else None
 
     @cached_property
     def ladders(self) -> Ladders:
@@ -104,6 +116,7 @@ class Model:
             "fingerprint": str(s.fingerprint),
             "noise": self.noise,
             "freedom": self.freedom,
+            "gross": self.gross,
         }
         arrays = {f"sum-{name}": a[np.tril_indices(len(a))] if name in _SQUARE else a for name, a in s.sums.items()}
         learned = {"scales": self.prior.scales, "column_scales": self.prior.column_scales, "mean": self.mean}
@@ -116,6 +129,7 @@ class Model:
         try:
             trained, statistics = _layout(kept["trained"]), _statistics(packed, kept)
             noise, freedom, changed = float(kept["noise"]), float(kept["freedom"]), _number(kept.get("changed"))
+            gross = bool(kept.get("gross", False))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"saved {packed.kind} policy: model is malformed ({error}); train it again") from None
         prior = Prior(
@@ -124,7 +138,7 @@ class Model:
             packed.array("column_scales", (len(trained.columns),)),
         )
         mean = packed.array("mean", (len(trained.parameters),))
-        return cls(space, statistics, prior, mean, noise=noise, freedom=freedom, changed=changed)
+        return cls(space, statistics, prior, mean, noise=noise, freedom=freedom, changed=changed, gross=gross)
 
 
 def _layout(names: Mapping[str, list[str]]) -> Layout:

@@ -373,15 +373,15 @@ class Weights(NamedTuple):
 
     Args:
         levels: (d, l - 1, ...), by column and by level of incentive, tone and timing.
-        cells: (k - 1, ...), by nudge.
+        cells: (k - 1, ...), by nudge, less what it costs.
     """
 
     levels: Floats | Floats32
     cells: Floats | Floats32
 
 
-def weights(to: Layout, parameters: Floats | Floats32) -> Weights:
-    """Return parameters (p, ...) as they are used."""
+def weights(to: Layout, parameters: Floats | Floats32, *, costs: Floats | None = None) -> Weights:
+    """Return parameters (p, ...) as they are used, less what each action (k,) costs, in reward units, if told."""
     rest = parameters.shape[1:]
     levels = parameters[: to.mains].reshape(len(to.levels), len(to.columns), *rest)
     used = levels[1:].copy()
@@ -393,6 +393,8 @@ def weights(to: Layout, parameters: Floats | Floats32) -> Weights:
         width = to.space.shape[b]
         cells += pairs[first + to.space.levels[1:, a] * width + to.space.levels[1:, b]]
         first += to.space.shape[a] * width
+    if costs is not None:
+        cells -= costs[1:].astype(cells.dtype).reshape(-1, *(1 for _ in rest))
     return Weights(np.moveaxis(used, 1, 0).copy(), cells)
 
 

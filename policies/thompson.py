@@ -68,7 +68,8 @@ class Thompson(Kept):
     def _become(self, model: Model, drawn: Floats32) -> None:
         self.model = model
         self._drawn = drawn
-        self._weights = weights(model.layout, committee_for(model.layout, drawn, prior=model.prior))
+        members = committee_for(model.layout, drawn, prior=model.prior)
+        self._weights = weights(model.layout, members, costs=model.costs)
 
     def probabilities(self, contexts: Floats, allowed: Bools, prices: Floats) -> Floats:
         check(self.space, contexts, allowed=allowed, prices=prices)
