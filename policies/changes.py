@@ -9,7 +9,7 @@ import numpy as np
 from optimizer.actions import Floats
 from policies.factored import Statistics
 from policies.layout import BIAS
-from policies.posterior import EXPECTED, Moments, Posterior, fit, mixed, regressed, solve, spread_of_reward
+from policies.posterior import EXPECTED, Moments, Posterior, fit, marginals, mixed, regressed, spread_of_reward
 from policies.threads import one_thread
 
 CHANGE = 0.001
@@ -75,10 +75,10 @@ def _moments(s: Statistics, posterior: Posterior, *, variances: Floats, excess: 
     centred = regressed(s, s.zz, s.zy.sum(axis=0), s.zr.sum(axis=0), units=units, ridge=_FLAT)
     both = mixed(joint, centred, trust=posterior.trust, rest=posterior.rest)
     both.zz[np.diag_indices_from(both.zz)] += _EXACT * (np.diag(s.uu) + np.diag(s.zz)) / units**2
-    mean, covariance = solve(both, variances=variances, noise=noise)
+    mean, errors = marginals(both, variances=variances, noise=noise)
     left = float(both.ee - 2 * mean @ both.ze + mean @ both.zz @ mean)
     n = max(both.n - len(s.layout.baseline), 1.0)
-    noise = max(noise, left / n) * (1.0 + excess * float((1.0 - np.diag(covariance) / variances).sum()) / n)
+    noise = max(noise, left / n) * (1.0 + excess * float((1.0 - errors / variances).sum()) / n)
     return Moments(both.zz / noise, both.ze / noise, both.ee / noise, both.n)
 
 

@@ -33,6 +33,7 @@ DOUBT = 0.001
 
 _MOST_STEPS, _FEW_STEPS, _CLOSE = 50, 3, 1e-3
 _LARGEST_LOG = 500.0
+_NOT_POSITIVE = "the sums over rounds are not positive: were they changed after they were summed up?"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _fit(s: Statistics) -> Posterior:
         covariance=covariance / np.multiply.outer(units, units),
         baseline=_baseline(s),
         noise=float(np.sqrt(found.noise)),
-        freedom=float(_known(covariance, groups, variances=found.each(groups)).sum()),
+        freedom=float(_known(np.diag(covariance), groups, variances=found.each(groups)).sum()),
         n=moments.n,
         fingerprint=s.fingerprint,
         trust=trust,
@@ -155,12 +156,12 @@ def _scales(moments: Moments, start: _Scales, *, groups: Ints, expected: _Scales
     """
     scales, tails = start, TAILS[groups]
     for _ in range(_MOST_STEPS):
-        mean, covariance = solve(moments, variances=scales.each(groups), noise=scales.noise)
-        known = _known(covariance, groups, variances=scales.each(groups))
+        mean, errors = marginals(moments, variances=scales.each(groups), noise=scales.noise)
+        known = _known(errors, groups, variances=scales.each(groups))
         squares = np.bincount(groups, mean**2 / scales.times, GROUPS).astype(np.float64)
         variances = _variances(squares, known, expected=expected.variances)
         noise = _noise(moments, mean=mean, known=float(known.sum()), expected=expected.noise)
-        wide = (mean**2 + np.diag(covariance)) / variances[groups]
+        wide = (mean**2 + errors) / variances[groups]
         found = _Scales(variances, noise, 1.0 + (wide - 1.0) / (tails + 1.0))
         moved = np.abs(np.log(np.append(variances, noise) / np.append(scales.variances, scales.noise))).max()
         scales = found
@@ -184,8 +185,8 @@ def _noise_alone(centred: Moments, scales: _Scales, *, groups: Ints) -> float:
     """
     noise, variances = scales.noise, scales.each(groups)
     for _ in range(_FEW_STEPS):
-        mean, covariance = solve(centred, variances=variances, noise=noise)
-        known = float(_known(covariance, groups, variances=variances).sum())
+        mean, errors = marginals(centred, variances=variances, noise=noise)
+        known = float(_known(errors, groups, variances=variances).sum())
         noise = max(_noise(centred, mean=mean, known=known, expected=scales.noise), scales.noise)
     return noise
 
@@ -199,7 +200,7 @@ def _trust(joint: Moments, centred: Moments, scales: _Scales, *, alone: _Scales,
     """
     variances = scales.each(groups)
     within, covariance = solve(centred, variances=variances, noise=alone.noise)
-    gap = within - solve(joint, variances=variances, noise=scales.noise)[0]
+    gap = within - marginals(joint, variances=variances, noise=scales.noise)[0]
     odds = 0.0
     for group in np.unique(groups):
         at = np.flatnonzero((groups == group) & (np.diag(met) > 0))
@@ -227,19 +228,41 @@ def solve(moments: Moments, *, variances: Floats, noise: float) -> tuple[Floats,
     """Return mean (p,) and covariance (p, p): Bishop (2006), eq. 3.50 and 3.51."""
     from scipy.linalg import lapack  # only where something is learned
 
-    precision = moments.zz / noise
-    precision[np.diag_indices_from(precision)] += 1.0 / variances
-    lower, _ = lapack.dpotrf(precision, lower=1, overwrite_a=1)
-    inverse, failed = lapack.dpotri(lower, lower=1, overwrite_c=1)
+    inverse, failed = lapack.dpotri(_root(moments, variances=variances, noise=noise), lower=1, overwrite_c=1)
     if failed:
-        raise ValueError("the sums over rounds are not positive: were they changed after they were summed up?")
+        raise ValueError(_NOT_POSITIVE)
     covariance = np.tril(inverse) + np.tril(inverse, -1).T
     return covariance @ moments.ze / noise, covariance
 
 
-def _known(covariance: Floats, groups: Ints, *, variances: Floats) -> Floats:
-    """Shape (groups,): how many of each group's parameters the data determine; MacKay's gamma."""
-    known: Floats = np.clip(np.bincount(groups, 1.0 - np.diag(covariance) / variances, GROUPS), 0.0, None)
+def marginals(moments: Moments, *, variances: Floats, noise: float) -> tuple[Floats, Floats]:
+    """Return mean (p,) and variances (p,), as `solve` does, without what else is in the covariance: a third quicker."""
+    from scipy.linalg import lapack  # only where something is learned
+
+    lower = _root(moments, variances=variances, noise=noise)
+    mean, _ = lapack.dpotrs(lower, moments.ze / noise, lower=1)
+    inverse, failed = lapack.dtrtri(lower, lower=1, overwrite_c=1)
+    if failed:
+        raise ValueError(_NOT_POSITIVE)
+    return mean, np.einsum("ij,ij->j", inverse, inverse)
+
+
+def _root(moments: Moments, *, variances: Floats, noise: float) -> Floats:
+    """Return the Cholesky factor (p, p) of the precision, zero above its diagonal."""
+    from scipy.linalg import lapack  # only where something is learned
+
+    precision = moments.zz / noise
+    precision[np.diag_indices_from(precision)] += 1.0 / variances
+    lower, failed = lapack.dpotrf(precision, lower=1, overwrite_a=1)
+    if failed:
+        raise ValueError(_NOT_POSITIVE)
+    found: Floats = lower
+    return found
+
+
+def _known(errors: Floats, groups: Ints, *, variances: Floats) -> Floats:
+    """Shape (groups,): how many of each group's parameters (p,) the data determine; MacKay's gamma."""
+    known: Floats = np.clip(np.bincount(groups, 1.0 - errors / variances, GROUPS), 0.0, None)
     return known
 
 

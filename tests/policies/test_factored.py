@@ -10,7 +10,7 @@ from optimizer.policy import Rounds
 from policies.factored import Statistics, summarise
 from policies.greedy import Greedy
 from policies.layout import layout
-from policies.posterior import committee, fit
+from policies.posterior import Moments, committee, fit, marginals, solve
 from policies.squarecb import SquareCB
 from policies.thompson import Thompson
 from tests.checks import BEST, SPACE, contexts, logged, truth
@@ -348,3 +348,18 @@ def test_regret_in_a_pairwise_world_is_far_below_choosing_evenly(kind: type[Thom
         i, t, m = space.levels[action]
         gains[action] = 0.5 * ((i + t) % 3 == 0) + 0.5 * ((t + m) % 3 == 1) - 0.4
     assert regret(kind(space), gains, space=space, seed=21) < 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_marginals_are_those_of_the_whole_posterior(seed: int) -> None:
+    """Mean and variances, with as few rounds as parameters and with many."""
+    rng = np.random.default_rng(seed)
+    p = 60
+    z = rng.normal(size=(p if seed % 2 else 900, p)) * 10.0 ** rng.uniform(-3, 3, p)
+    moments = Moments(z.T @ z, z.T @ rng.normal(size=len(z)), 1.0, float(len(z)))
+    variances, noise = 10.0 ** rng.uniform(-6, 2, p), 10.0 ** rng.uniform(-4, 2)
+    mean, covariance = solve(moments, variances=variances, noise=noise)
+    found, errors = marginals(moments, variances=variances, noise=noise)
+    size = np.sqrt(np.diag(covariance))
+    assert found / size == pytest.approx(mean / size, abs=1e-6)
+    assert errors == pytest.approx(np.diag(covariance), rel=1e-9)
