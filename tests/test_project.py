@@ -17,6 +17,8 @@ from rich.console import Console
 
 from benchmarks import __main__ as bench
 from benchmarks import results
+from policies import KINDS
+from training.train import LEARNERS, NAMED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,6 +52,16 @@ def test_every_folder_that_the_readme_names_exists() -> None:
 
     assert len(folders) >= 9
     assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
+
+
+def test_every_policy_is_on_its_page_and_there_as_it_says() -> None:
+    page = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|.*\| (.*) \|$", page, flags=re.MULTILINE)
+    trained = {kind: how for kinds, how in rows for kind in re.findall(r"\w+", kinds)}
+
+    assert trained.keys() == KINDS.keys()
+    assert [kind for kind, how in trained.items() if how == "always"] == sorted(LEARNERS, key=list(trained).index)
+    assert {kind for kind, how in trained.items() if how == "by name"} == set(NAMED)
 
 
 def test_curl_examples_in_the_readme_are_marked_and_well_formed() -> None:
