@@ -96,13 +96,20 @@ def names(space: ActionSpace) -> dict[str, list[str]]:
     return {key: list(getattr(space, key)) for key in ("incentives", "tones", "timings", "features")}
 
 
-def space_of(named: Mapping[str, Sequence[str]]) -> ActionSpace:
-    """Return the space that has these names."""
+def whole(space: ActionSpace) -> dict[str, Any]:
+    """Return all that a space declares, as JSON keeps it: whoever has no program decides by that."""
+    return {**names(space), "costs": list(space.costs), "ladders": [list(rungs) for rungs in space.ladders]}
+
+
+def space_of(named: Mapping[str, Sequence[Any]]) -> ActionSpace:
+    """Return the space that has these names; without costs and ladders where they are not told."""
     return ActionSpace(
         incentives=tuple(named["incentives"]),
         tones=tuple(named["tones"]),
         timings=tuple(named["timings"]),
         features=tuple(named["features"]),
+        costs=tuple(map(float, named.get("costs", ()))),
+        ladders=tuple(map(tuple, named.get("ladders", ()))),
     )
 
 
@@ -116,7 +123,7 @@ def write(folder: Path, saved: Saved) -> None:
     described = {
         "format": FORMAT,
         "kind": saved.kind,
-        "space": names(saved.space),
+        "space": whole(saved.space),
         "settings": dict(saved.settings),
         "arrays": hashlib.sha256(packed.getvalue()).hexdigest(),
     }
@@ -142,7 +149,7 @@ def read(folder: Path, *, kind: str | None = None) -> Saved:
     arrays = _arrays(folder / "arrays.npz", digest=described.get("arrays"))
     try:
         space = space_of(described["space"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'policy.json'}: space is malformed ({error}); train it again") from None
     return Saved(found, space, _mapping(described.get("settings"), "settings", found), arrays)
 

@@ -12,6 +12,7 @@ from optimizer.actions import ActionSpace
 from optimizer.policy import Rounds
 from policies.greedy import Greedy
 from policies.hierarchical import Hierarchical
+from policies.saved import read
 from policies.squarecb import SquareCB
 from policies.thompson import Thompson
 from tests.checks import FEATURES, contexts, logged, masks
@@ -86,3 +87,16 @@ def test_a_policy_saved_with_costs_inside_its_sums_decides_as_it_did_and_learns_
         loaded.learn(net(gross()))
     again = Greedy.unpacked(loaded.packed(), PRICED)
     assert again.effects(x) == pytest.approx(old.effects(x), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_folder_tells_costs_and_ladders_to_whoever_has_no_program(kind: Kind, tmp_path: Path) -> None:
+    """As MLflow serves it: with nothing but the folder."""
+    space = replace(PRICED, costs=(0.1, 0.75), ladders=(("badge", "voucher"),))
+    policy = kind(space)
+    policy.learn(replace(gross(), rewards=gross().rewards - space.action_costs[gross().actions]))
+    policy.save(tmp_path)
+    told = read(tmp_path).space
+    assert told == space
+    x = contexts(50, seed=6)
+    assert (policies.load(tmp_path, told).effects(x) == policy.effects(x)).all()  # type: ignore[attr-defined]
