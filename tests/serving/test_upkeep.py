@@ -134,7 +134,7 @@ async def test_outcomes_are_refused_before_memory_runs_out_and_taken_again_once_
         async with await Store.open(server.url) as store:
             info = (await store.command("INFO", "memory")).decode()
             used = int(info.partition("used_memory:")[2].split()[0])
-            await store.command("CONFIG", "SET", "maxmemory", used + 12_000_000)
+            await store.command("CONFIG", "SET", "maxmemory", used + 24_000_000)  # a tenth: half a second of reports
             given = Settings(home=tmp_path, redis_url=server.url)
             with running(given) as service:
                 async with aiohttp.ClientSession(service.url) as session:
