@@ -96,5 +96,5 @@ local done, failure = pcall(function()
   end
 end)
 keep_used() -- once for all rows, and whatever has failed: what is written is paid for
-if not done then error(failure) end
+if not done then return failure.err and failure or redis.error_reply(tostring(failure)) end -- its kind is kept: OOM
 return verdicts

@@ -27,7 +27,7 @@ from serving import render, tracing
 from serving.metrics import Laps, Metrics
 from serving.publishing import in_force
 from serving.render import Rendered
-from serving.store import Commitment, Committed, Found, StoreError, Turn, Wanted
+from serving.store import Commitment, Committed, Found, FullError, StoreError, Turn, Wanted
 
 RETRIES = 3
 """How often a row that turned out stale is decided again before it is hold."""
@@ -330,7 +330,8 @@ class Decider:
             self._hold(list(left.values()), "closing")
             raise
         except (StoreError, TimeoutError) as error:
-            self.breaker.failed()
+            if not isinstance(error, FullError):  # a full store still answers: outcomes are told when to come back
+                self.breaker.failed()
             log.warning("store failed while deciding", extra={"error": type(error).__name__, "rows": len(left)})
             self._hold(list(left.values()), "store")
         except Exception:

@@ -7,13 +7,14 @@ are answered 503 with Retry-After, until archiving has made room. Nothing that w
 import logging
 
 from serving import problems
+from serving.problems import ProblemError
 from serving.store import Store
 
 FULL, AGAIN = 0.90, 0.80
 """Shares of the store's memory: at the first nothing new is taken, below the second it is again."""
 
 EVERY = 0.5
-"""Seconds between two looks: what can be written meanwhile is far less than the last tenth."""
+"""Seconds between two looks: what can be written meanwhile is mostly far less than the last tenth."""
 
 _LATER = 5
 """Seconds after which those who were refused should come back."""
@@ -38,8 +39,16 @@ class Pressure:
     def check(self) -> None:
         """Raise the 503 where there is no room."""
         if self.full:
-            raise problems.unavailable(
-                "the store's memory is nearly full, so nothing was kept: send it again later;"
-                " `nudge archive` makes room, and maxmemory says how much there is",
-                seconds=_LATER,
-            )
+            raise _later("the store's memory is nearly full, so nothing was kept: send it again later")
+
+    def overran(self) -> ProblemError:
+        """Note that the store itself refused, before anybody looked; return the 503 that says so."""
+        if not self.full:
+            log.warning("the store is full")
+        self.full = True
+        return _later("the store's memory is full: this may be kept or not, so send it again later; it counts once")
+
+
+def _later(detail: str) -> ProblemError:
+    room = "`nudge archive` makes room, and maxmemory says how much there is"
+    return problems.unavailable(f"{detail}; {room}", seconds=_LATER)

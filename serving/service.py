@@ -41,7 +41,7 @@ from serving.problems import ProblemError
 from serving.publishing import Follower, Slot
 from serving.schemas import BudgetState, DecideNow, Part, RowError
 from serving.settings import Settings
-from serving.store import Heard, Store, StoreError
+from serving.store import FullError, Heard, Store, StoreError
 from serving.targets import Target
 from serving.validation import Clock, InvalidError
 
@@ -305,6 +305,8 @@ class Service:
         """Return what the store answers; a 503 if it fails."""
         try:
             answer = await work
+        except FullError:
+            raise self.pressure.overran() from None
         except StoreError as error:
             self.breaker.failed()
             log.warning("the store failed", extra={"error": type(error).__name__})

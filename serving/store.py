@@ -24,7 +24,7 @@ from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as Disconnected
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
 
 from optimizer import erasure
 from optimizer.actions import FACTORS
@@ -51,7 +51,7 @@ from serving.reservations import New, Place
 from serving.targets import Target
 
 __all__ = [
-    "Commitment", "Committed", "Found", "Heard", "Overrun", "Profile", "Published", "Reported", "Store", "StoreError",
+    "Commitment", "Committed", "Found", "FullError", "Heard", "Overrun", "Profile", "Published", "Reported", "Store", "StoreError",
     "Turn", "Wanted", "Word",
 ]  # fmt: skip
 
@@ -76,6 +76,10 @@ class StoreError(RuntimeError):
 
     Whether what was to be kept is kept is not known: ask again with the same ids.
     """
+
+
+class FullError(StoreError):
+    """The server has no memory left, and refuses whatever writes: nothing is lost, and reading works."""
 
 
 class RefusedError(StoreError):
@@ -273,10 +277,7 @@ class Store:
 
     async def commands(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
         """Send commands in one round trip and return their answers; the first that the server refuses is raised."""
-        answers = await self._exchange(commands)
-        for refused in (a for a in answers if isinstance(a, ResponseError)):
-            raise StoreError(f"the store at {self._address} refuses: {refused}") from refused
-        return answers
+        return self._checked(await self._exchange(commands))
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Word]) -> Any:
         """Run one of our scripts, by its file's name, and return its answer."""
@@ -293,8 +294,13 @@ class Store:
             again = [i for i, a in enumerate(answers) if isinstance(a, NoScriptError)]
             for i, answer in zip(again, await self.commands([words[i] for i in again]), strict=True):
                 answers[i] = answer
+        return self._checked(answers)
+
+    def _checked(self, answers: list[Any]) -> list[Any]:
+        """Return the answers, where none is a refusal."""
         for refused in (a for a in answers if isinstance(a, ResponseError)):
-            raise StoreError(f"the store at {self._address} refuses: {refused}") from refused
+            kind = FullError if isinstance(refused, OutOfMemoryError) else StoreError
+            raise kind(f"the store at {self._address} refuses: {refused}") from refused
         return answers
 
     async def _exchange(self, commands: Sequence[Sequence[Word]]) -> list[Any]:

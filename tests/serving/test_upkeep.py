@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from optimizer.program import DAY
-from serving import embedded, records, stream
+from serving import embedded, pressure, records, stream
 from serving.archive import archive
 from serving.embedded import Server
 from serving.expiry import expire
@@ -150,6 +150,30 @@ async def test_outcomes_are_refused_before_memory_runs_out_and_taken_again_once_
                     until(lambda: not service.service.pressure.full)
                     assert (await client.decide("bob"))["degraded"] is False
                     assert await stream.backlog(store) == 1
+
+
+@pytest.mark.slow
+async def test_a_store_that_is_full_before_anybody_looked_says_when_to_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pressure, "EVERY", 60.0)
+    write_program(tmp_path)
+    with embedded.serve(tmp_path / "store") as server:
+        async with await Store.open(server.url) as store:
+            with running(Settings(home=tmp_path, redis_url=server.url)) as service:
+                async with aiohttp.ClientSession(service.url) as session:
+                    client = Client(session)
+                    await client.decide("ada")
+                    _, most = await store.command("CONFIG", "GET", "maxmemory")
+                    await store.command("CONFIG", "SET", "maxmemory", 1_000_000)
+                    assert (await client.decide("bob"))["degraded"] is True
+                    assert await _until_refused(client) == set()
+                    assert await _refused_by_server(store) > 0
+                    assert await stream.backlog(store) == 1
+                    await store.command("CONFIG", "SET", "maxmemory", int(most))
+                    assert (await client.decide("bob"))["degraded"] is True, "nobody has looked again"
+                    await service.service.pressure.look(store)
+                    assert (await client.decide("bob"))["degraded"] is False
 
 
 async def _until_refused(client: Client) -> set[str]:
