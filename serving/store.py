@@ -51,8 +51,8 @@ from serving.reservations import New, Place
 from serving.targets import Target
 
 __all__ = [
-    "Commitment", "Committed", "Found", "FullError", "Heard", "Overrun", "Profile", "Published", "Reported", "Store", "StoreError",
-    "Turn", "Wanted", "Word",
+    "Commitment", "Committed", "Found", "FullError", "Heard", "Overrun", "Profile", "Published", "Reported", "Store",
+    "StoreError", "Turn", "Wanted", "Word",
 ]  # fmt: skip
 
 Word = str | bytes | int | float
