@@ -203,6 +203,14 @@ async def test_the_embedded_server_leaves_memory_to_others(server: Server) -> No
     assert 0 < int(most) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+async def test_the_embedded_server_does_not_rewrite_its_log_every_few_seconds(server: Server) -> None:
+    async with await Store.open(server.url) as store:
+        info = (await store.command("INFO", "persistence")).decode()
+        (_, least) = await store.command("CONFIG", "GET", "auto-aof-rewrite-min-size")
+    assert "aof_rewrites:0" in info
+    assert int(least) >= 100_000 * 5_000, "as much as 100,000 decisions write"
+
+
 # Starting.
 
 
