@@ -521,9 +521,9 @@ def double(sizes: Sizes) -> Iterator[Row]:
 def main(words: Sequence[str] = ()) -> None:
     """Measure and write the rows; with words, as much as they say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.5, help="of a wave")
-    parser.add_argument("--waves", type=int, default=7, help="of each kind")
-    parser.add_argument("--customers", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a wave")
+    parser.add_argument("--waves", type=int, default=12, help="of each kind")
+    parser.add_argument("--customers", type=int, default=12_000)
     parser.add_argument("--decisions", type=int, default=1_000_000, help="of the part `million`: watches memory")
     parser.add_argument("--kind", dest="kinds", action="append", choices=list(TARGETS))
     parts = ("throughput", "batch", "tail", "workers")
