@@ -250,7 +250,8 @@ async def erase(customer_id: CustomerId, _: Administers, service: Live) -> Respo
     `nudge archive --watch` sees to that hour; `nudge erase` does all of it at once.
     """
     if not await service.kept(service.erase(customer_id)):
-        raise ProblemError(404, "unknown-customer", "there is nothing to forget about this customer")
+        detail = "nobody of that id is known here; what the archive may have of it is forgotten all the same"
+        raise ProblemError(404, "unknown-customer", detail)
     return Response(status_code=204)
 
 

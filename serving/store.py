@@ -596,18 +596,17 @@ class Store:
         raise StoreError(f"{customer_id!r} kept changing while its profile was written: send it again")
 
     async def erase(self, customer_id: str, *, at: float) -> bool:
-        """Forget a customer, and log that everything up to `at` is to be forgotten; False if there was none.
+        """Forget a customer, and log that everything up to `at` is to be forgotten; False if there was none here.
 
-        Answers older than the hundred most recent of a program lapse within seven days.
+        It is logged all the same: the archive may know who has long left the store. Answers older than the hundred most
+        recent of a program lapse within seven days.
         """
         shard, found = self.shard(customer_id), False
         tombstone = records.Erased(digest=erasure.digest(self.erasure_key, customer_id), at=at)
         for _ in range(ATTEMPTS):
             person = records.customer_key(shard, customer_id)
             fields = reads.pairs(await self.command("HGETALL", person))
-            if not fields:
-                return found
-            found = True
+            found = found or bool(fields)
             histories = [records.history_key(shard, name, customer_id) for name in records.programs_of(fields)]
             lists = await self.commands([("LRANGE", key, 0, -1) for key in histories])
             answers = [
@@ -618,9 +617,11 @@ class Store:
             note = self._erased_key(customer_id)
             keys = [records.events_key(shard), person, note, *histories, *answers]
             watches = [records.watch_key(shard, name) for name in records.programs_of(fields)]
-            await self.commands([("ZREM", key, customer_id) for key in watches])
-            if await self.run("erase", keys, [fields[b"rev"], records.encode(tombstone), at, KEEP]) == COMMITTED:
-                return True
+            if watches:
+                await self.commands([("ZREM", key, customer_id) for key in watches])
+            args = [fields.get(b"rev", 0), records.encode(tombstone), at, KEEP]
+            if await self.run("erase", keys, args) == COMMITTED:
+                return found
         raise StoreError(f"{customer_id!r} kept changing while it was erased: ask again")
 
     async def history(self, program_name: str, customer_id: str, *, limit: int = 50) -> list[bytes]:

@@ -300,9 +300,8 @@ async def test_an_erased_customer_is_as_if_never_seen_and_a_tombstone_is_logged(
     assert await store.history("small", "ada") == []
     assert await store.answer("small", "ada", "d1") is None
     assert await store.answer("small", "bob", "d1") is not None
-    (tombstone,) = [e for e in await log(store) if isinstance(e, Erased)]
-    assert tombstone.at == NOON + 5
-    assert tombstone.digest == erasure.digest(store.erasure_key, "ada")
+    tombstones = [e for e in await log(store) if isinstance(e, Erased)]
+    assert tombstones == [Erased(digest=erasure.digest(store.erasure_key, "ada"), at=NOON + 5)] * 2
     words = [key for key in await store.command("KEYS", "*") if b"ada" in key]
     assert words == []
 

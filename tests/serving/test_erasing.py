@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving import embedded, erasing
+from serving.expiry import expire
 from serving.settings import Settings
 from serving.store import Store
 from tests.e2e.running import environment
@@ -120,6 +121,21 @@ async def test_whoever_comes_back_is_new_and_keeps_what_is_new(client: Client, s
     assert parquet.read(home / "archive", "small")["id"].to_pylist() == ["fresh"]
     assert (await client.ask("POST", "/v1/decide", body)).raw == fresh.raw
     assert await erasing.purge(store, []) == 0
+
+
+async def test_whoever_has_left_the_store_is_erased_from_the_archive(
+    client: Client, store: Store, service: Running
+) -> None:
+    archive = service.service.settings.archive
+    for name in (GONE, STAYS):
+        await lived(client, name)
+    await erasing.archive(store, archive)
+    assert await expire(store, after=-60.0) == 2
+    reply = await client.ask("DELETE", f"/v1/customers/{GONE}")
+    assert (reply.status, "forgotten all the same" in reply.json["detail"]) == (404, True)
+    await erasing.archive(store, archive)
+    assert naming(archive, GONE) == []
+    assert naming(archive, STAYS)
 
 
 async def test_compaction_waits_for_its_hour_and_is_not_forgotten_by_a_crash(
