@@ -13,6 +13,7 @@ that doubles. Nothing here imports the service itself.
 """
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -132,12 +133,23 @@ class RowError(msgspec.Struct, frozen=True):
     field: str | None = None
 
 
+class DecideNow(msgspec.Struct, frozen=True):
+    """An outcome after which a decision is due at once: ask for it now."""
+
+    index: int
+    program: str
+    customer_id: str
+    event: str
+    reason: str
+
+
 class Received(msgspec.Struct, frozen=True):
     """What became of outcomes: accepted ones are kept."""
 
     accepted: int
     duplicates: int
     errors: list[RowError] = []
+    decide_now: list[DecideNow] = []
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -205,6 +217,34 @@ class CustomerState(msgspec.Struct, frozen=True, kw_only=True):
     latest: Latest | None = None
 
 
+class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the budget of this period, in the program's currency, and its shadow price."""
+
+    currency: str
+    amount: float
+    spent: float
+    left: float
+    ends_at: str
+    price: float
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """A program as it is served."""
+
+    name: str
+    title: str
+    version: str
+    versions: list[str]
+    stages: list[str]
+    events: list[str]
+    incentives: list[str]
+    tones: list[str]
+    timings: list[str]
+    policies: dict[str, PolicyName]
+    paused: list[str]
+    budget: BudgetState | None = None
+
+
 class ProblemError(Exception):
     """The service refused (RFC 9457). `type` names the kind of problem; `errors` says what is wrong where."""
 
@@ -214,11 +254,15 @@ class ProblemError(Exception):
         self.type = str(document.get("type", "about:blank"))
         self.detail = str(document.get("detail", ""))
         self.instance = str(document.get("instance", ""))
-        self.errors: list[dict[str, Any]] = list(document.get("errors", ()))
+        errors = document.get("errors")
+        self.errors: list[dict[str, Any]] = errors if isinstance(errors, list) else []
 
 
 class UnreachableError(Exception):
-    """The service could not be reached, or not in time. Whether it kept what was sent is not known: send it again."""
+    """The service could not be reached, or not in time, or something else answered in its place.
+
+    Whether it kept what was sent is not known: send it again.
+    """
 
 
 class Client:
@@ -361,6 +405,10 @@ class Client:
             return False
         return True
 
+    async def program(self, name: str) -> Served:
+        """Return a program as it is served: its parts, the policy of each arm, what is paused, its budget."""
+        return await self._ask("GET", f"/v1/programs/{_quoted(name)}", answer=Served)
+
     async def pause(self, program: str, level: str = "program") -> list[str]:
         """Stop a program, `incentive=coupon` or `policy=champion`, for example; return all that is paused."""
         path = f"/v1/programs/{_quoted(program)}/pause"
@@ -375,7 +423,7 @@ class Client:
 
     async def _ask(self, method: str, path: str, body: object = None, *, answer: type[Some] | None) -> Some:
         """Send until it is answered, refused, or the tries or the time are used up."""
-        data = None if body is None else msgspec.json.encode(body)
+        data = None if body is None else _json(body)
         deadline, wait, said = self._clock() + self._seconds, _FIRST_PAUSE, "no time was given"
         for number in range(1, self._tries + 1):
             asked_for = None
@@ -387,10 +435,17 @@ class Client:
                 failure: Exception = UnreachableError(f"{self._url} could not be asked: {type(error).__name__}")
             else:
                 if status < 300:
-                    return msgspec.json.decode(raw, type=answer) if answer is not None else None  # type: ignore[return-value]
-                failure, asked_for = ProblemError(status, _document(raw)), _seconds(headers.get("Retry-After"))
-                if status not in _AGAIN:
-                    raise failure
+                    try:
+                        return msgspec.json.decode(raw, type=answer) if answer is not None else None  # type: ignore[return-value]
+                    except msgspec.DecodeError:  # a proxy's page, say
+                        failure = UnreachableError(f"{self._url} answered {status} with what this service never says")
+                elif status < 400:
+                    where = headers.get("Location", "nowhere")
+                    raise UnreachableError(f"{self._url} sends us to {where}: nothing is sent there; give its address")
+                else:
+                    failure, asked_for = ProblemError(status, _document(raw)), _seconds(headers.get("Retry-After"))
+                    if status not in _AGAIN:
+                        raise failure
             said = str(failure)
             pause = self._chance() * wait if asked_for is None else asked_for + self._chance() * _FIRST_PAUSE
             wait = min(2.0 * wait, _LONGEST_PAUSE)
@@ -409,7 +464,8 @@ class Client:
         headers = {"Content-Type": "application/json"} if data is not None else {}
         timeout = aiohttp.ClientTimeout(total=seconds)
         url = _encoded(f"{self._url}{path}")
-        async with self._session.request(method, url, data=data, headers=headers, timeout=timeout) as response:
+        asked = self._session.request(method, url, data=data, headers=headers, timeout=timeout, allow_redirects=False)
+        async with asked as response:
             return response.status, response.headers, await response.read()
 
     def _may_hold(self, error: Exception) -> bool:
@@ -449,6 +505,14 @@ def _encoded(url: str) -> Any:
     from yarl import URL  # noqa: PLC0415  (aiohttp's own)
 
     return URL(url, encoded=True)  # an id may hold anything, and is quoted already
+
+
+def _json(body: object) -> bytes:
+    """Return a body as JSON; ValueError for a number that JSON does not have: as null it would be another outcome."""
+    try:
+        return json.dumps(msgspec.to_builtins(body), allow_nan=False).encode()
+    except ValueError:
+        raise ValueError("a number is NaN or infinite: send a finite number, or leave it out") from None
 
 
 def _document(raw: bytes) -> dict[str, Any]:

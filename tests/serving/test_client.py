@@ -18,6 +18,14 @@ from serving.client import Client, Outcome, ProblemError, UnreachableError
 from serving.settings import Settings
 from tests.serving.running import Running, running, write_program
 
+ODD = {
+    "page": b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\nConnection: close\r\n\r\n<html></html>\r\n",
+    "empty": b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+    "login": b"HTTP/1.1 307 Elsewhere\r\nLocation: http://127.0.0.1:9/\r\nConnection: close\r\n\r\n",
+    "null": b'HTTP/1.1 422 No\r\nContent-Length: 15\r\nConnection: close\r\n\r\n{"errors":null}',
+}
+"""What others answer in the service's place."""
+
 Fault = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Any]
 
 
@@ -60,7 +68,9 @@ async def through(service: Running, faults: list[str]) -> AsyncIterator[str]:
         head = await reader.readuntil(b"\r\n\r\n")
         length = next((int(v) for k, v in _headers(head) if k == b"content-length"), 0)
         body = await reader.readexactly(length)
-        if fault.isdecimal():
+        if fault in ODD:
+            writer.write(ODD[fault])
+        elif fault.isdecimal():
             lines = (f"HTTP/1.1 {fault} Busy", "Retry-After: 1", "Connection: close", "Content-Length: 2", "", "{}")
             writer.write("\r\n".join(lines).encode())
         elif fault == "hang":
@@ -109,14 +119,45 @@ async def test_every_call_gives_its_type(service: Running) -> None:
         assert [d.customer_id for d in batch] == ["b0", "b1", "b2"]
         assert await nudge.pause("small", "incentive=coupon") == ["incentive=coupon"]
         assert await nudge.resume("small", "incentive=coupon") == []
+        served = await nudge.program("small")
+        assert (served.name, "step" in served.events, served.budget) == ("small", True, None)
         assert await nudge.erase("ada")
         assert not await nudge.erase("ada")
 
 
-def test_its_types_have_no_field_that_the_contract_lacks() -> None:
-    for name in ("Decision", "Explanation", "HandedOff", "Profile", "CustomerState", "Latest", "RowError", "Received"):
+def test_its_types_have_the_fields_of_the_contract() -> None:
+    names = ("Decision", "Explanation", "HandedOff", "Profile", "CustomerState", "Latest", "RowError", "Received",
+             "DecideNow", "Served", "BudgetState")  # fmt: skip
+    for name in names:
         ours, contract = getattr(clients, name), getattr(schemas, name)
-        assert {f.name for f in msgspec.structs.fields(ours)} <= set(contract.model_fields), name
+        assert {f.name for f in msgspec.structs.fields(ours)} == set(contract.model_fields), name
+
+
+@pytest.mark.parametrize("fault", ["page", "empty", "login"])
+async def test_whatever_else_answers_in_the_place_of_the_service_is_no_answer(service: Running, fault: str) -> None:
+    async with through(service, [fault] * 8) as url, Client(url, seconds=30.0, pause=Slept()) as nudge:
+        with pytest.raises(UnreachableError):
+            await nudge.decide("small", "odd")
+    async with through(service, [fault] * 8) as url, Client(url, pause=Slept(), hold_on_failure=True) as nudge:
+        assert (await nudge.decide("small", "odd")).degraded
+
+
+async def test_a_problem_that_names_no_errors_is_a_problem(service: Running) -> None:
+    async with through(service, ["null"]) as url, Client(url) as nudge:
+        with pytest.raises(ProblemError) as refused:
+            await nudge.decide("small", "odd")
+    assert (refused.value.status, refused.value.errors) == (422, [])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+async def test_a_number_that_json_does_not_have_is_not_sent(service: Running, number: float) -> None:
+    async with Client(service.url) as nudge:
+        with pytest.raises(ValueError, match="finite"):
+            await nudge.report("small", "nan", "step", value=number)
+        with pytest.raises(ValueError, match="finite"):
+            await nudge.decide("small", "nan", context={"tenure": number})
+        with pytest.raises(ProblemError):
+            await nudge.customer("small", "nan")
 
 
 @pytest.mark.parametrize("fault", ["refuse", "lose", "503", "429"])
