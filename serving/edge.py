@@ -18,19 +18,11 @@ from serving import problems
 from serving.auth import Key
 from serving.metrics import Metrics
 from serving.problems import ProblemError
+from serving.wire import HEADERS
 
 log = logging.getLogger("nudge.edge")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-
-_HEADERS: Sequence[tuple[bytes, bytes]] = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
-)
-
 
 Answers = Callable[[Request], Awaitable[Response]]
 
@@ -64,7 +56,7 @@ class Edge:
         given, length = headers.get(b"x-request-id"), headers.get(b"content-length")
         named = given is not None and _REQUEST_ID.fullmatch(given)
         scope["request_id"] = given.decode() if given and named else next(self._ids)
-        extra = [(b"x-request-id", scope["request_id"].encode()), *_HEADERS]
+        extra = [(b"x-request-id", scope["request_id"].encode()), *HEADERS]
         status = 0
 
         async def answer(message: Message) -> None:
