@@ -12,7 +12,9 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Path as InPath
 from fastapi.security import HTTPBearer
+from msgspec.structs import replace
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp
 
@@ -38,13 +40,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (415, "not JSON"),
         (422, "a field is wrong; `errors` names it and says what to do"),
         (429, "too many requests; see Retry-After"),
+        (500, "something is wrong with the service; its log has the instance"),
         (503, "the store failed; see Retry-After"),
     )
 }
 
 lean = APIRouter(route_class=LeanRoute, dependencies=_BEARER, responses=_ERRORS)
 plain = APIRouter(dependencies=_BEARER, responses=_ERRORS)
-open_to_all = APIRouter()
+open_to_all = APIRouter(responses={413: _ERRORS[413]})
 
 
 class App(FastAPI):
@@ -58,6 +61,8 @@ class App(FastAPI):
         """Return what answers a request."""
         direct = {route.path: route for route in lean.routes if isinstance(route, LeanRoute)}
         service, framework = self.service, super().build_middleware_stack()
+        if isinstance(framework, ServerErrorMiddleware):  # the edge answers what nobody expected, with its id
+            framework = framework.app
         edge = Edge(framework, direct=direct, body_bytes=service.settings.body_bytes, metrics=service.metrics)
         return Spans(edge, traces=service.tracer) if isinstance(service.tracer, Traces) else edge
 
@@ -86,6 +91,7 @@ def create_app(settings: Settings) -> App:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own; asking whether takes as long
     )
     app.openapi = partial(docs.openapi, app)  # type: ignore[method-assign]
@@ -115,7 +121,7 @@ def _service(request: Request) -> Service:
 
 
 def _may(scope: Scope | None, *, rows: int) -> Callable[[Request], Key]:
-    """Let in whoever has a scope, or any key for None, and charge so many rows: 0 where the service counts itself."""
+    """Let in whoever has a scope, or any key for None, and charge so many rows, whatever comes of the request."""
 
     def admitted(request: Request) -> Key:
         gate = _service(request).gate
@@ -127,8 +133,8 @@ def _may(scope: Scope | None, *, rows: int) -> Callable[[Request], Key]:
     return admitted
 
 
-Decides = Annotated[Key, Depends(_may("decide", rows=0))]
-Reports = Annotated[Key, Depends(_may("report", rows=0))]
+Decides = Annotated[Key, Depends(_may("decide", rows=1))]
+Reports = Annotated[Key, Depends(_may("report", rows=1))]
 Looks = Annotated[Key, Depends(_may("decide", rows=1))]
 Changes = Annotated[Key, Depends(_may("report", rows=1))]
 Measures = Annotated[Key, Depends(_may(None, rows=0))]
@@ -201,7 +207,7 @@ async def report(request: Request, key: Reports, body: schemas.OutcomeReports) -
 
     Of a list each row is accepted or refused for itself; one event by itself that is refused answers 422.
     """
-    tally = await _service(request).report(key, body.rows)
+    tally = await _service(request).report(key, body.rows, refused=len(body.faults))
     faults = [
         schemas.RowError(index=i, code="invalid", **problems.described(fault.errors(include_url=False)[0]))
         for i, fault in body.faults.items()
@@ -227,28 +233,41 @@ async def customer(customer_id: CustomerId, program: OfProgram, key: Looks, serv
     if found is None:
         raise ProblemError(404, "unknown-customer", "nobody has asked or put anything about this customer")
     recent = await service.kept(service.store.history(program, customer_id, limit=1))
-    return _json(render.customer_state(declared, found.customer, at=now, latest=recent[0] if recent else None))
+    person = found.customer
+    if key.programs:
+        own = {a.name for a in service.attributes(key)}
+        person = replace(person, attributes={n: v for n, v in person.attributes.items() if n in own})
+    return _json(render.customer_state(declared, person, at=now, latest=recent[0] if recent else None))
 
 
 @plain.put("/v1/customers/{customer_id}", responses={200: {"model": schemas.Profile}})
 async def change(customer_id: CustomerId, body: schemas.CustomerChange, key: Changes, service: Live) -> Response:
-    """Set a customer's consent, time zone or attributes, for all programs. What is omitted stays as it is."""
+    """Set a customer's consent, time zone or attributes, for all programs. What is omitted stays as it is.
+
+    A key for some programs sees and replaces the attributes that these declare; the others stay.
+    """
     try:
         validation.customer(body, service.attributes(key))
     except InvalidError as error:
         raise problems.field(error.field, str(error)) from None
     given = {name: getattr(body, name) for name in ("consent", "time_zone", "attributes")}
-    profile = await service.kept(service.store.put(customer_id, **given))
+    own = None if not key.programs else frozenset(a.name for a in service.attributes(key))
+    profile = await service.kept(service.store.put(customer_id, **given, among=own))
     known = schemas.Profile(customer_id=customer_id, **{n: getattr(profile, n) for n in given})
+    if own is not None:
+        known.attributes = {name: value for name, value in known.attributes.items() if name in own}
     return _json(known.model_dump_json().encode())
 
 
 @plain.delete("/v1/customers/{customer_id}", status_code=204, response_class=Response)
-async def erase(customer_id: CustomerId, _: Administers, service: Live) -> Response:
+async def erase(customer_id: CustomerId, key: Administers, service: Live) -> Response:
     """Forget a customer: here at once and for readers of the archive; on disk within an hour of being archived.
 
-    `nudge archive --watch` sees to that hour; `nudge erase` does all of it at once.
+    `nudge archive --watch` sees to that hour; `nudge erase` does all of it at once. It takes a key for all programs.
     """
+    if key.programs:
+        detail = f"key {key.name!r} is for {', '.join(key.programs)}; a customer is forgotten in every program"
+        raise ProblemError(403, "forbidden", f"{detail}: use a key that is for all")
     if not await service.kept(service.erase(customer_id)):
         detail = "nobody of that id is known here; what the archive may have of it is forgotten all the same"
         raise ProblemError(404, "unknown-customer", detail)

@@ -14,6 +14,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -276,7 +277,7 @@ class Gate:
 
     def charge(self, key: Key, rows: int) -> None:
         """Take rows from what a key may send; raise 429 where nothing is left."""
-        if not key.id:
+        if not key.id or not rows:
             return
         # By name: a key and the one that replaces it are one client.
         left = self._buckets.take(key.name, rows, now=self._clock())
@@ -287,9 +288,12 @@ class Gate:
     def _anybody(self, connection: MutableMapping[str, Any]) -> Key:
         client = connection.get("client")
         host = next((v.decode("latin-1") for k, v in connection["headers"] if k == b"host"), "")
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        # The name is checked too: a web page elsewhere can point its own name at this machine.
-        if client is None or not is_loopback(client[0]) or name not in _LOOPBACK_HOSTS:
+        name = _host(host)
+        # The name is checked too: a web page elsewhere can point its own name at this machine; and where a page that
+        # sends something comes from, which its browser says.
+        origins = [urlsplit(v.decode("latin-1")).netloc for k, v in connection["headers"] if k == b"origin"]
+        names = [name, *(_host(origin) for origin in origins)]
+        if client is None or not is_loopback(client[0]) or not _LOOPBACK_HOSTS.issuperset(names):
             raise unauthorized(
                 "there are no API keys yet, so only this machine may ask, as http://127.0.0.1;"
                 " make a key with `nudge keys create NAME`"
@@ -315,6 +319,11 @@ class Gate:
             self._keys = {k.id: k for k in found}
         elif self._keys is not None:
             self._keys = {}
+
+
+def _host(place: str) -> str:
+    """Return the name of a host, without its port."""
+    return place if place.endswith("]") else place.rsplit(":", 1)[0]
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

@@ -175,6 +175,7 @@ def _written(to: Path, program: Program) -> Iterator[Callable[[list[dict[str, An
     part = to.with_name(f".{to.name}.part")
     columns = schema(program)
     try:
+        part.touch(mode=0o600)  # it names customers
         if to.suffix == ".parquet":
             with pq.ParquetWriter(part, columns) as parquet, _together(parquet, columns) as write:
                 yield write
@@ -522,6 +523,7 @@ def _rejecting(file: Path | None, names: Sequence[str]) -> Iterator[Callable[[Ma
     if file is None:
         yield lambda *_: None
         return
+    file.touch(mode=0o600)  # it names customers
     with file.open("w", encoding="utf-8", newline="") as text:
         table = csv.writer(text)
         table.writerow([*names, "problem", "mend"])

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from serving.examples import ANSWERS, REQUESTS
+from serving.examples import ANSWERS, NOT_READY, REQUESTS
 from serving.problems import BASE, KINDS, MEDIA_TYPE, example
 
 Document = dict[str, Any]
@@ -49,9 +49,12 @@ def _complete(status: str, response: Document) -> None:
     """Give an answer its media type and its examples: of a problem, one for each type of that status."""
     if status.startswith(("4", "5")) and "ProblemDocument" in json.dumps(response):
         kinds = {k: {"summary": v.title, "value": example(k)} for k, v in KINDS.items() if v.status == int(status)}
-        response["content"] = {MEDIA_TYPE: {**response["content"]["application/json"], "examples": kinds}}
+        model = next(content for content in response["content"].values() if content)
+        response["content"] = {MEDIA_TYPE: {**model, "examples": kinds}}
     elif "application/json" in response.get("content", {}):
         _exemplify(response["content"]["application/json"], ANSWERS)
+        if status == "503":
+            response["content"]["application/json"]["example"] = NOT_READY
 
 
 def _exemplify(content: Document, examples: Mapping[str, Any]) -> None:

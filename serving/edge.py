@@ -68,7 +68,7 @@ class Edge:
 
         try:
             if length is None:
-                receive = self._limited(receive)
+                receive = self._limited(scope, receive)
             elif not length.isdigit() or int(length) > self._body_bytes:
                 raise self._too_large()
             await self._dispatch(scope, receive, answer)
@@ -90,6 +90,8 @@ class Edge:
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         route, handle = self._direct.get(scope["path"], (None, None))
         if route is None or handle is None or scope["method"] != "POST":
+            if scope["method"] in ("POST", "PUT") and _has_body(scope["headers"]):
+                _check_kind(scope["headers"])
             await self._app(scope, receive, send)
             return
         scope["route"] = route
@@ -109,8 +111,8 @@ class Edge:
             413, "too-large", f"the body is larger than {self._body_bytes} bytes; send it in several requests"
         )
 
-    def _limited(self, receive: Receive) -> Receive:
-        """Count a body whose length was not said."""
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """Count a body whose length was not said; what it is refused for is noted, as the framework hides it."""
         seen = 0
 
         async def counted() -> Message:
@@ -118,7 +120,8 @@ class Edge:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._body_bytes:
-                raise self._too_large()
+                scope["refused"] = self._too_large()
+                raise scope["refused"]
             return message
 
         return counted
@@ -139,12 +142,7 @@ class LeanRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             key = admit(request)
-            kind = _content_type(request.scope["headers"])
-            if not kind.lower().startswith("application/json"):
-                detail = (
-                    f"the content type is {kind[:64]!r}; send JSON with the header `Content-Type: application/json`"
-                )
-                raise ProblemError(415, "unsupported-media-type", detail)
+            _check_kind(request.scope["headers"])
             try:
                 body = read(await _body(request.receive))
             except ValidationError as error:
@@ -165,8 +163,16 @@ class Json(Response):
         self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
 
 
-def _content_type(headers: Sequence[tuple[bytes, bytes]]) -> str:
-    return next((value.decode("latin-1") for name, value in headers if name == b"content-type"), "")
+def _check_kind(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raise the 415 of a body that is not said to be JSON."""
+    kind = next((value.decode("latin-1") for name, value in headers if name == b"content-type"), "")
+    if not kind.lower().startswith("application/json"):
+        detail = f"the content type is {kind[:64]!r}; send JSON with the header `Content-Type: application/json`"
+        raise ProblemError(415, "unsupported-media-type", detail)
+
+
+def _has_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
 
 
 async def _body(receive: Receive) -> bytes:

@@ -154,3 +154,11 @@ ANSWERS: Mapping[str, Any] = {
     "Health": {"status": "ok"},
 }
 """Bodies of successful answers, by model."""
+
+NOT_READY: dict[str, Any] = {
+    "ready": False,
+    "parts": {
+        "store": {"ok": False, "warning": False, "detail": "the store at 127.0.0.1:6379 did not answer within 2 s"}
+    },
+}
+"""The other answer to whether every part works."""

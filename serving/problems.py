@@ -258,7 +258,10 @@ def of_validation(error: RequestValidationError) -> ProblemError:
 
 async def answer(request: Request, error: Exception) -> Response:
     """Turn whatever a handler raised into its problem document."""
+    refused = request.scope.get("refused")  # by the edge, in the middle of a body
     match error:
+        case _ if isinstance(refused, ProblemError):
+            problem = refused
         case ProblemError():
             problem = error
         case RequestValidationError():

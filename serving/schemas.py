@@ -243,7 +243,7 @@ class OutcomeReport(_Model):
     customer_id: Id
     event: Annotated[str, Field(min_length=1, max_length=64)]
     at: AwareDatetime | None = Field(default=None, description="when it happened; now where omitted")
-    value: Annotated[FiniteFloat, Field(ge=-1e9, le=1e9)] | None = Field(
+    value: Annotated[FiniteFloat, Field(ge=-1e9, le=1e9, strict=True)] | None = Field(
         default=None, description="what came with it: an amount, a score"
     )
     decision_id: Id | None = Field(default=None, description="the nudge that was shown or not shown")

@@ -337,7 +337,6 @@ class Service:
 
     async def decide_one(self, key: Key, request: schemas.Asked) -> bytes:
         """Return the answer to a request."""
-        self.gate.charge(key, 1)
         decider = self.decider(key, request.program)
         try:
             wish = self._wish(request, decider.program, at=self._clock(key).asked_at(request))
@@ -349,7 +348,7 @@ class Service:
 
     async def decide(self, key: Key, requests: Sequence[schemas.Asked]) -> list[bytes]:
         """Return an answer for each request, in order. Messages say which one is meant."""
-        self.gate.charge(key, len(requests))
+        self.gate.charge(key, len(requests) - 1)  # one was charged when it came
         clock = self._clock(key)
         wishes: dict[str, dict[int, Wish]] = {}
         for i, request in enumerate(requests):
@@ -376,7 +375,6 @@ class Service:
 
         It is drawn under an id of its own: a client could otherwise learn what an id of its choice would draw.
         """
-        self.gate.charge(key, 1)
         decider, store = self.decider(key, request.program), self.store
         try:
             at = Clock(self.clock(), free=True).asked_at(request)
@@ -434,9 +432,12 @@ class Service:
             made = new_id(shard, at=at, entropy=os.urandom(10))
         return Wish(request.customer_id, made, at, request.context, validation.limits(request, program))
 
-    async def report(self, key: Key, rows: Mapping[int, schemas.OutcomeReport]) -> Tally:
-        """Keep outcomes by index; what is refused is said row by row. A 503 if the store did not keep them all."""
-        self.gate.charge(key, len(rows))
+    async def report(self, key: Key, rows: Mapping[int, schemas.OutcomeReport], *, refused: int = 0) -> Tally:
+        """Keep outcomes by index; what is refused is said row by row. A 503 if the store did not keep them all.
+
+        Rows that were refused before are counted like the others.
+        """
+        self.gate.charge(key, len(rows) + refused - 1)  # one was charged when it came
         self.pressure.check()
         store, clock = self.store, self._clock(key)
         errors: list[RowError] = []

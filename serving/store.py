@@ -10,7 +10,7 @@ import asyncio
 import math
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -571,10 +571,11 @@ class Store:
         time_zone: str | None = None,
         attributes: Mapping[str, Scalar] | None = None,
         merge: bool = False,
+        among: Container[str] | None = None,
     ) -> Profile:
         """Replace what is given of a customer's profile, leave what is None; create the customer if need be.
 
-        With `merge`, attributes that are not among the given ones stay.
+        With `merge`, attributes that are not among the given ones stay; with `among`, those that are not named there.
         """
         given = {"consent": consent, "time_zone": time_zone, "attributes": attributes and dict(attributes)}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -587,6 +588,9 @@ class Store:
             changed = replace(before, **changes)
             if merge:
                 changed = replace(changed, attributes={**before.attributes, **changed.attributes})
+            if among is not None:
+                others = {name: value for name, value in before.attributes.items() if name not in among}
+                changed = replace(changed, attributes={**others, **changed.attributes})
 
             def add(call: Call, _: int, rev: int = int(rev or 0), changed: Profile = changed) -> None:
                 add_profile(call, customer_id, changed, rev=rev)
