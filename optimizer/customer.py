@@ -478,7 +478,7 @@ def deliveries(program: Program, cohort: Cohort) -> tuple[Floats, Floats]:
     """Return when each timing would deliver, (n, timings), as seconds since the epoch and as local seconds.
 
     A clock time is the next one strictly after now, on the customer's own clock, whatever daylight saving does in
-    between.
+    between; one that is left out that night is an hour before.
     """
     local = cohort.local
     midnight = np.floor(local / DAY) * DAY
@@ -486,5 +486,5 @@ def deliveries(program: Program, cohort: Cohort) -> tuple[Floats, Floats]:
     today = midnight[:, None] + after
     at_clock = np.where(today > local[:, None], today, today + DAY)
     utc = np.where(clock, at_clock - (local - cohort.at)[:, None], cohort.at[:, None] + after)
-    offsets = cohort.offsets(utc)
-    return np.where(clock, at_clock - offsets, utc), np.where(clock, at_clock, utc + offsets)
+    delivered = np.where(clock, at_clock - cohort.offsets(utc), utc)
+    return delivered, delivered + cohort.offsets(delivered)

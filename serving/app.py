@@ -330,7 +330,9 @@ async def resume(
     name: Annotated[schemas.Name, InPath()], key: Administers, service: Live, body: schemas.Pause | None = None
 ) -> Response:
     """Go on with what was paused."""
-    level = _level(service, key, name=name, body=body)
+    service.decider(key, name)
+    gone = body is not None and body.level in await service.kept(service.store.paused(name))  # perhaps by an edit
+    level = body.level if body is not None and gone else _level(service, key, name=name, body=body)
     await service.kept(service.store.resume(name, level))
     return await _paused(service, name)
 

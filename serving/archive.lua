@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- One step of archiving a shard, allowed only to whoever holds its lease under the newest fence. Answers 0 where refused.
 -- KEYS: the lease, the archiver's record, the shard's log.
 -- ARGV: the step, the fence (none to take the lease), milliseconds to hold the lease from now on; then what it needs.

@@ -18,7 +18,7 @@ program_argument = click.argument("program", metavar="PROGRAM")
 
 
 class _Commands(click.Group):
-    """Commands whose mistakes in what they were given end with the message and exit code 2."""
+    """Commands whose mistakes in what they were given, and stores that fail, end with the message and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -30,6 +30,12 @@ class _Commands(click.Group):
             elif isinstance(error, OSError) and not isinstance(error, ConnectionError):
                 raise
             click.echo(f"nudge: {said}", err=True)
+            sys.exit(2)
+        except Exception as error:
+            store = sys.modules.get("serving.store")  # heavy: there where a command has used it
+            if store is None or not isinstance(error, store.StoreError):
+                raise
+            click.echo(f"nudge: {error}", err=True)
             sys.exit(2)
 
 

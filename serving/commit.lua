@@ -5,7 +5,8 @@
 -- Lua does not roll back, so a row is checked in full before it writes anything.
 local rows = cmsgpack.unpack(ARGV[1])
 local keep, remembered = ARGV[2], tonumber(ARGV[3])
-local now = redis.call('TIME')[1]
+local time = redis.call('TIME')
+local now, born = time[1], time[1] * 1000000 + time[2] -- a customer who comes back never has a rev again
 local control
 local none = {}
 local used, changed = {}, {} -- what is used of each resource, and for how many seconds to keep what has changed
@@ -54,7 +55,8 @@ local function write(row)
   for _, event in ipairs(row[9] or none) do
     redis.call('XADD', KEYS[1], '*', 'kind', event[1], 'payload', ARGV[event[2]])
   end
-  local fields = {'rev', row[2] + 1, 'seen', now}
+  local rev = row[2] == 0 and born or row[2] + 1
+  local fields = {'rev', string.format('%.0f', rev), 'seen', now}
   for _, field in ipairs(row[8] or none) do
     fields[#fields + 1] = field[1]
     fields[#fields + 1] = ARGV[field[2]]

@@ -356,10 +356,10 @@ class Decider:
 
     async def _attempt(self, store: Keeper, left: dict[int, _Entry]) -> None:
         laps, spans = Laps(), [e.lane.span for e in left.values()]
-        found = await store.read(self.program, [_wanted(e.wish) for e in left.values()])
+        found = await self._read(store, left)
         laps.mark("read")
         fresh: list[tuple[_Entry, Found]] = []
-        for entry, before in zip(list(left.values()), found, strict=True):
+        for entry, before in found:
             if before.answer is None:
                 fresh.append((entry, before))
             else:
@@ -377,6 +377,26 @@ class Decider:
             if result.status == "committed":
                 kept.append(row)
         self._count(kept)
+
+    async def _read(self, store: Keeper, left: dict[int, _Entry]) -> list[tuple[_Entry, Found]]:
+        """Read what a batch is about; where that cannot be understood, row by row, so that a broken one fails alone."""
+        entries = list(left.values())
+        try:
+            found = await store.read(self.program, [_wanted(e.wish) for e in entries])
+            return list(zip(entries, found, strict=True))
+        except (StoreError, TimeoutError):
+            raise
+        except Exception:
+            log.exception("a batch could not be read", extra={"program": self.program.name, "rows": len(entries)})
+        pairs: list[tuple[_Entry, Found]] = []
+        for entry in entries:
+            try:
+                pairs += [(entry, before) for before in await store.read(self.program, [_wanted(entry.wish)])]
+            except (StoreError, TimeoutError):
+                raise
+            except Exception:  # noqa: BLE001  (logged above, with the batch)
+                self._hold([left.pop(id(entry))], "error")
+        return pairs
 
     def _score(
         self, salt: Salt, fresh: Sequence[tuple[_Entry, Found]], left: dict[int, _Entry], *, laps: Laps

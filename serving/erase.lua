@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget a customer, if nothing has happened since it was read, and log the tombstone. Answers 1, or 0 if it has.
 -- KEYS: the shard's log, the customer, the note that it was erased, everything else to delete.
 -- ARGV: the rev expected, the tombstone, when it was erased, seconds to remember that.

@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 from serving import records
 from serving.store import Store
 
+_NO = records.encode(records.Profile(consent=False))
+"""All that stays of somebody who said no."""
+
 _PAGE = 200
 """Customers a step: more would keep decisions waiting."""
 
@@ -23,14 +26,17 @@ async def expire(store: Store, *, after: float) -> int:
     for shard in range(store.shards):
         async for keys in _idle(store, shard, before=before):
             profiles = await store.commands([("HGET", key, "profile") for key in keys])
-            no = [int(records.decode_profile(profile).consent is False) for profile in profiles]
-            await _unwatch(store, shard, [k.decode() for k in keys])
-            forgotten += int(await store.run("expire", [k.decode() for k in keys], [before, *no]))
+            said = [_NO if records.decode_profile(profile).consent is False else b"" for profile in profiles]
+            await _let_go(store, shard, [k.decode() for k in keys])
+            forgotten += int(await store.run("expire", [k.decode() for k in keys], [before, *said]))
     return forgotten
 
 
-async def _unwatch(store: Store, shard: int, keys: Sequence[str]) -> None:
-    """Look no more whether these customers miss a step: one who comes back is looked at again from the next step on."""
+async def _let_go(store: Store, shard: int, keys: Sequence[str]) -> None:
+    """Drop the histories of these customers, and look no more whether they miss a step.
+
+    One who comes back is looked at again from the next step on.
+    """
     fields = await store.commands([("HKEYS", key) for key in keys])
     names = [key.removeprefix(records.customer_key(shard, "")) for key in keys]
     watched = [
@@ -38,7 +44,13 @@ async def _unwatch(store: Store, shard: int, keys: Sequence[str]) -> None:
         for name, known in zip(names, fields, strict=True)
         for program in records.programs_of(known)
     ]
-    await store.commands(watched)
+    histories = [
+        ("DEL", records.history_key(shard, program, name))
+        for name, known in zip(names, fields, strict=True)
+        for program in records.programs_of(known)
+    ]
+    if watched:
+        await store.commands([*watched, *histories])
 
 
 async def _idle(store: Store, shard: int, *, before: float) -> AsyncIterator[list[bytes]]:

@@ -73,7 +73,8 @@ def check(
         return Checked(deliver=False, reason=CANCELLED if sent is None else SHOWN)
     times = {"deliver_at": sent.deliver_at, "expires_at": sent.expires_at}
     if at > sent.expires_at:
-        return Checked(deliver=False, reason=EXPIRED, **times, releases=True)
+        releases = program.guardrails.reports_shown  # otherwise what expires counts as shown
+        return Checked(deliver=False, reason=EXPIRED, **times, releases=releases)
     arm = msgspec.json.decode(kept.partition(b"\n")[2], type=_Why).arm
     stopped = {f"{PAUSES}{arm}", f"timing={action.timing}"} & paused
     nudge = Nudge(action.incentive, action.tone, action.timing)

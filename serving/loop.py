@@ -181,7 +181,10 @@ async def _archive(url: str, folder: Path, *, watch: bool) -> Archived:
         done = await erasing.archive(store, folder)
         while watch:
             await asyncio.sleep(POLL_SECONDS)
-            done = done + await erasing.archive(store, folder, every=erasing.SOON)
+            try:
+                done = done + await erasing.archive(store, folder, every=erasing.SOON)
+            except StoreError as error:  # it may come back, and then there is the more to do
+                _LOG.warning("the store failed, trying again", extra={"error": type(error).__name__})
     return Archived(decisions=done.decisions, outcomes=done.outcomes, files=done.files, archive=str(folder))
 
 

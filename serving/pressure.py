@@ -8,6 +8,7 @@ import logging
 
 from serving import problems
 from serving.problems import ProblemError
+from serving.schemas import Part
 from serving.store import Store
 
 FULL, AGAIN = 0.90, 0.80
@@ -40,6 +41,11 @@ class Pressure:
         """Raise the 503 where there is no room."""
         if self.full:
             raise _later("the store's memory is nearly full, so nothing was kept: send it again later")
+
+    def part(self) -> Part:
+        """Return whether there is room: where there is not, nothing new is kept."""
+        mend = "the store's memory is nearly full, so decisions are hold and outcomes refused; run nudge archive"
+        return Part(ok=not self.full, detail=f"{mend}, or raise maxmemory" if self.full else "")
 
     def overran(self) -> ProblemError:
         """Note that the store itself refused, before anybody looked; return the 503 that says so."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvicorn
 
-from serving import auth, embedded, settings, wire
+from serving import auth, embedded, programs, publishing, settings, wire
 from serving.metrics import alive
 from serving.settings import Settings
 
@@ -62,6 +62,8 @@ def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) 
     for warning in settings.unread(os.environ):
         print(f"nudge: {warning}", file=sys.stderr)  # noqa: T201
     auth.refuse_public(host, given.keys_file)
+    programs.load(given.programs)  # what each worker would stumble over, again and again
+    publishing.secret(given.secret_file, given=given.secret)
     with store_url(given) as url, adding_up(given.home / "run", workers=workers):
         os.environ["REDIS_URL"] = url  # what the app, and each of its workers, reads
         if simulated:

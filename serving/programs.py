@@ -137,6 +137,11 @@ class Watch:
             return []
         except FileNotFoundError:
             return []
+        except OSError as error:
+            self._faults[file] = [
+                Fault(str(file), "file", f"cannot be read: {error.strerror}", "make it a readable file")
+            ]
+            return []
         self._faults.pop(file, None)
         self._owners[file] = source.program.name
         return [source]

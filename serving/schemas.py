@@ -384,7 +384,8 @@ class Decision(BaseModel):
     next_eligible_at: datetime | None = Field(description="when caps and cooldown end, if nothing else changes")
     because: str | None = Field(default=None, description="why, in words for the customer")
     degraded: bool = Field(
-        default=False, description="not a decision but a safe answer: nothing was kept, ask again with the same id"
+        default=False,
+        description="not a decision but a safe answer: the store did not answer in time, ask again with the same id",
     )
 
 

@@ -41,7 +41,7 @@ from serving.problems import ProblemError
 from serving.publishing import Follower, Slot
 from serving.schemas import BudgetState, DecideNow, Part, RowError
 from serving.settings import Settings
-from serving.store import FullError, Heard, Store, StoreError
+from serving.store import ContendedError, FullError, Heard, RefusedError, Store, StoreError
 from serving.targets import Target
 from serving.validation import Clock, InvalidError
 
@@ -137,7 +137,7 @@ class Service:
 
     def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """Do background work, under a name, until it is stopped."""
-        self._tasks[name] = asyncio.create_task(_for_ever(work))
+        self._tasks[name] = asyncio.create_task(_for_ever(work, name=name))
 
     async def stop(self, name: str) -> None:
         """End background work."""
@@ -187,10 +187,10 @@ class Service:
             for source in self.sources.values():
                 await store.put_program(source.program.name, source.program.version, source.text)
         except StoreError as error:
+            self._unreachable = str(error)
             # A store that answers and refuses is a mistake to mend; one that does not answer may come back.
             if error.__cause__ is None and not isinstance(error.__context__, TimeoutError):
                 raise
-            self._unreachable = str(error)
             log.warning("the store cannot be reached", extra={"error": type(error).__name__})
             return
         await self.follower.look(store)
@@ -204,8 +204,12 @@ class Service:
             else:
                 await self.follower.look(self._store)
                 await reloading.reload(self, self._store)
-            self.metrics.now.say("nudge_store_up", float(self._store is not None and self.breaker.healthy))
+            self.metrics.now.say("nudge_store_up", float(await self._answers()))
             await asyncio.sleep(self.settings.follow_seconds if self._store is not None else _AGAIN)
+
+    async def _answers(self) -> bool:
+        """Return whether the store answers now, whoever asks it or not."""
+        return (await self._store_part()).ok
 
     async def _send(self, target: Target) -> None:
         """Send webhooks to a target, unless another process does."""
@@ -288,9 +292,9 @@ class Service:
     async def _expire(self) -> None:
         """Let customers go who have not been seen for long. Simulated ones live by another clock than the server's."""
         while True:
-            await asyncio.sleep(_EXPIRE)
             if self._store is not None and not self._store.simulated and self.settings.expire_days:
                 await expire(self._store, after=self.settings.expire_days * DAY)
+            await asyncio.sleep(_EXPIRE if self._store is not None else _AGAIN)
 
     # What requests need.
 
@@ -307,6 +311,8 @@ class Service:
             answer = await work
         except FullError:
             raise self.pressure.overran() from None
+        except ContendedError:
+            raise problems.unavailable("others keep changing this customer: send it again; it counts once") from None
         except StoreError as error:
             self.breaker.failed()
             log.warning("the store failed", extra={"error": type(error).__name__})
@@ -521,6 +527,7 @@ class Service:
         for name, decider in self.deciders.items():
             parts[f"policy:{name}"] = vitals.policies(name, decider.choosers, self.follower.refusals)
         if self._store is not None and parts["store"].ok:
+            parts["memory"] = self.pressure.part()
             parts |= await self._log_parts(self._store)
         for name, part in parts.items():
             self.metrics.now.say("nudge_ready", float(part.ok), part=name)
@@ -562,13 +569,15 @@ def _asked(index: int, outcome: Outcome, trigger: Trigger) -> DecideNow:
     )
 
 
-async def _for_ever(work: Callable[[], Awaitable[None]]) -> None:
+async def _for_ever(work: Callable[[], Awaitable[None]], *, name: str) -> None:
     """Do background work until cancelled; what fails is said and started again."""
     while True:
         try:
             await work()
+        except RefusedError as error:
+            log.error("the store must not be used as it is", extra={"work": name, "reason": str(error)})  # noqa: TRY400
         except StoreError as error:
-            log.warning("background work failed", extra={"error": type(error).__name__})
+            log.warning("background work failed", extra={"work": name, "error": type(error).__name__})
         except Exception:
-            log.exception("background work failed")
+            log.exception("background work failed", extra={"work": name})
         await asyncio.sleep(_AGAIN)

@@ -107,7 +107,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         decide_seconds=_number(given, "NUDGE_DECIDE_SECONDS", 1.0, low=0.01, high=60.0),
         store_seconds=_number(given, "NUDGE_STORE_SECONDS", 2.0, low=0.01, high=60.0),
         batch=int(_number(given, "NUDGE_BATCH", 64, low=1, high=64, kind=int)),
-        queue=int(_number(given, "NUDGE_QUEUE", 4096, low=1, high=1_000_000, kind=int)),
+        queue=int(_number(given, "NUDGE_QUEUE", 4096, low=1_000, high=1_000_000, kind=int)),
         body_bytes=int(_number(given, "NUDGE_BODY_BYTES", 1 << 20, low=1_024, high=1 << 28, kind=int)),
         rate=_number(given, "NUDGE_RATE", 20_000.0, low=0.001, high=1e9),
         follow_seconds=_number(given, "NUDGE_FOLLOW_SECONDS", 1.0, low=0.01, high=3_600.0),

@@ -11,12 +11,14 @@ import math
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 import hiredis
 from msgspec.structs import replace
@@ -51,8 +53,8 @@ from serving.reservations import New, Place
 from serving.targets import Target
 
 __all__ = [
-    "Commitment", "Committed", "Found", "FullError", "Heard", "Overrun", "Profile", "Published", "Reported", "Store",
-    "StoreError", "Turn", "Wanted", "Word",
+    "Commitment", "Committed", "ContendedError", "Found", "FullError", "Heard", "Overrun", "Profile", "Published",
+    "Reported", "Store", "StoreError", "Turn", "Wanted", "Word",
 ]  # fmt: skip
 
 Word = str | bytes | int | float
@@ -80,6 +82,10 @@ class StoreError(RuntimeError):
 
 class FullError(StoreError):
     """The server has no memory left, and refuses whatever writes: nothing is lost, and reading works."""
+
+
+class ContendedError(StoreError):
+    """Others kept changing the same customer: the store is well. Send it again; what is kept counts once."""
 
 
 class RefusedError(StoreError):
@@ -145,6 +151,7 @@ class Store:
         self._connection: Callable[[], Connection] = pool.make_connection
         self._address, self._limit = address, limit
         self._idle: list[Connection] = []
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.shards = 1
         self.simulated = False
         self.targets: Sequence[Target] = ()
@@ -419,6 +426,22 @@ class Store:
 
     async def hear(self, program: Program, outcomes: Sequence[Outcome]) -> list[Heard]:
         """Do what `report` does, and return what each outcome asks for as well."""
+        async with AsyncExitStack() as turns:  # in one order, so that nobody waits in a circle
+            await self._take_turns(turns, sorted({o.customer_id for o in outcomes}))
+            return await self._heard(program, outcomes)
+
+    async def _take_turns(self, turns: AsyncExitStack, customers: Sequence[str]) -> None:
+        """Wait until nobody else of this process writes outcomes of these customers: they would only be in the way."""
+        try:
+            async with asyncio.timeout(self._limit):
+                for name in customers:
+                    turn = self._turns.get(name) or asyncio.Lock()
+                    self._turns[name] = turn
+                    await turns.enter_async_context(turn)
+        except TimeoutError:
+            raise ContendedError("too many outcomes of one customer wait: send them again") from None
+
+    async def _heard(self, program: Program, outcomes: Sequence[Outcome]) -> list[Heard]:
         cases: dict[str, dict[int, Outcome]] = {}
         became = {i: Heard("unknown_event") for i, o in enumerate(outcomes) if not program.knows(o.event)}
         for _ in range(ATTEMPTS):
@@ -429,7 +452,9 @@ class Store:
             if not cases:
                 return [became[i] for i in range(len(outcomes))]
             became |= await self._report(program, cases)
-        raise StoreError(f"{', '.join(map(repr, cases))} kept changing while outcomes were written: send them again")
+        raise ContendedError(
+            f"{', '.join(map(repr, cases))} kept changing while outcomes were written: send them again"
+        )
 
     async def _report(self, program: Program, cases: Mapping[str, Mapping[int, Outcome]]) -> dict[int, Heard]:
         """Try once, a case a customer; return what has become of outcomes, by their number."""
@@ -597,7 +622,7 @@ class Store:
 
             if await self._commit("", [customer_id], add) == [COMMITTED]:
                 return changed
-        raise StoreError(f"{customer_id!r} kept changing while its profile was written: send it again")
+        raise ContendedError(f"{customer_id!r} kept changing while its profile was written: send it again")
 
     async def erase(self, customer_id: str, *, at: float) -> bool:
         """Forget a customer, and log that everything up to `at` is to be forgotten; False if there was none here.
@@ -626,7 +651,7 @@ class Store:
             args = [fields.get(b"rev", 0), records.encode(tombstone), at, KEEP]
             if await self.run("erase", keys, args) == COMMITTED:
                 return found
-        raise StoreError(f"{customer_id!r} kept changing while it was erased: ask again")
+        raise ContendedError(f"{customer_id!r} kept changing while it was erased: ask again")
 
     async def history(self, program_name: str, customer_id: str, *, limit: int = 50) -> list[bytes]:
         """Return the answers of a customer's recent decisions, latest first."""

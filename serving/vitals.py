@@ -74,6 +74,8 @@ class Vitals:
         if store is None:
             return
         for program in programs:
+            for joined in ("yes", "no"):  # a share of nothing is none, not unknown
+                self._metrics.joins.labels(program.name, joined)
             await self._say_left(store, program)
         waiting, oldest = await backlog(store)
         now.say("nudge_stream_backlog", waiting)

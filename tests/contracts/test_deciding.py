@@ -32,7 +32,7 @@ async def test_a_customer_never_seen_is_new_and_known_once_decided(store: Store)
     assert before.customer.enrolled_at == NOON
     assert await decide(store, "ada", action="badge/warm/now", decision_id="d1") == ["committed"]
     (after,) = await store.read(PROGRAM, [Wanted("ada", "d2", NOON + 60)])
-    assert after.rev == 1
+    assert after.rev > 0
     assert after.customer.enrolled_at == NOON
     assert [s.decision_id for s in after.customer.sent] == ["d1"]
 

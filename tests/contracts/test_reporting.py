@@ -7,8 +7,9 @@ import pytest
 
 from optimizer import erasure
 from optimizer.program import DAY, Program
+from serving import stream
 from serving.records import Erased
-from serving.store import Overrun, Profile, Published, Store, StoreError, Wanted, Word
+from serving.store import FullError, Overrun, Profile, Published, Store, StoreError, Wanted, Word
 from tests.contracts.steps import (
     BUDGETED,
     PROGRAM,
@@ -287,7 +288,7 @@ async def test_what_is_put_of_a_profile_replaces_and_the_rest_stays(store: Store
     assert (await store.put("ada", consent=False, attributes={})).attributes == {}
     found = await store.get(PROGRAM, "ada", at=NOON)
     assert found is not None
-    assert (found.rev, found.customer.consent, found.customer.time_zone) == (3, False, "Asia/Tokyo")
+    assert (found.customer.consent, found.customer.time_zone) == (False, "Asia/Tokyo")
 
 
 async def test_an_erased_customer_is_as_if_never_seen_and_a_tombstone_is_logged(store: Store) -> None:
@@ -304,6 +305,40 @@ async def test_an_erased_customer_is_as_if_never_seen_and_a_tombstone_is_logged(
     assert tombstones == [Erased(digest=erasure.digest(store.erasure_key, "ada"), at=NOON + 5)] * 2
     words = [key for key in await store.command("KEYS", "*") if b"ada" in key]
     assert words == []
+
+
+async def test_whoever_is_erased_and_comes_back_is_nobody_that_was_read_before(store: Store) -> None:
+    await store.put("ada", consent=True)
+    rows = await propose(store, "ada", action="badge/warm/now", decision_id="d1")
+    await store.erase("ada", at=NOON)
+    await store.put("ada", consent=False)
+    assert [c.status for c in await store.commit(PROGRAM, rows)] == ["stale"]
+
+
+async def test_many_outcomes_of_one_customer_at_once_are_all_kept(store: Store) -> None:
+    told = [store.report(PROGRAM, [outcome("ada", f"o{i}"), outcome(f"c{i % 7}", f"o{i}")]) for i in range(60)]
+    assert await asyncio.gather(*told) == [["accepted", "accepted"]] * 60
+
+
+async def test_a_store_that_is_full_can_be_archived_and_forget(store: Store) -> None:
+    await decide(store, "ada", action="hold", decision_id="d1")
+    (_, most) = await store.command("CONFIG", "GET", "maxmemory")
+    await store.command("CONFIG", "SET", "maxmemory", 1_000_000)
+    try:
+        with pytest.raises(FullError):
+            await store.report(PROGRAM, [outcome("ada", "o")])
+        shard = store.shard("ada")
+        lease = await stream.take(store, shard, seconds=60.0)
+        assert lease is not None
+        (entry,) = await stream.fresh(store, shard, most=10)
+        plan = stream.Plan(entry.id, entry.id, 1)
+        await stream.commit(store, lease, plan)
+        await stream.advance(store, lease, plan)
+        await stream.leave(store, lease)
+        assert await stream.fresh(store, shard, most=10) == []
+        assert await store.erase("ada", at=NOON)
+    finally:
+        await store.command("CONFIG", "SET", "maxmemory", int(most))
 
 
 async def test_a_decision_made_while_its_customer_is_being_erased_is_erased_too(store: Store, url: str) -> None:

@@ -78,6 +78,29 @@ def test_a_file_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path) 
     assert "nowhere/map.html: No such file or directory; name another place" in said
 
 
+@pytest.mark.parametrize("words", [("archive",), ("backup", "b"), ("erase", "ada"), ("webhooks", "list")])
+def test_a_store_that_is_away_is_told_in_a_sentence(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUDGE_HOME", str(tmp_path))
+    monkeypatch.setenv("REDIS_URL", f"unix://{tmp_path}/nobody")
+    said = CliRunner().invoke(main, words)
+    assert said.exit_code == 2, said.exception
+    assert said.stderr.startswith("nudge: the store at ")
+
+
+@pytest.mark.parametrize("fault", [("programs/b.toml", "x ["), ("secret", "short")])
+def test_what_workers_would_stumble_over_ends_the_command(
+    fault: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "programs").mkdir()
+    (tmp_path / fault[0]).write_text(fault[1])
+    monkeypatch.setenv("NUDGE_HOME", str(tmp_path))
+    said = CliRunner().invoke(main, ("serve", "--workers", "2", "--port", "0", "--no-follow"))
+    assert said.exit_code == 2, said.exception
+    assert said.stderr.startswith("nudge: ")
+
+
 @pytest.mark.parametrize("words", [("serve",), ("archive",), ("keys", "create", "app"), ("erase", "ada")])
 def test_a_home_that_cannot_be_a_folder_is_named_with_what_to_do(
     words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer.customer import Customer, Decayed, Sent, cohort, local_day, utc_offset
+from optimizer.customer import Customer, Decayed, Sent, cohort, deliveries, local_day, utc_offset
 from optimizer.engine import Ask
 from optimizer.guardrails import Request, Shared, allowed, next_eligible
 from optimizer.journey import receive, settle
 from optimizer.program import Program
-from tests.small_program import DAY, NOON, customer, optimizer, small
+from tests.small_program import DAY, GUARDRAILS, NOON, TOML, customer, optimizer, small
 
 PROGRAM = small()
 ACTIVE = customer(PROGRAM, stage="active", steps=Decayed(3.0, NOON))
@@ -171,3 +171,16 @@ def test_the_next_eligible_moment_is_the_first_that_allows_a_nudge_at_once(
 
 def test_a_customer_who_opted_out_is_eligible_at_no_time() -> None:
     assert next_eligible(PROGRAM, with_(consent=False), at=NOON) is None
+
+
+@pytest.mark.parametrize(("zone", "spring"), [("Europe/Paris", 1_806_193_800.0), ("America/New_York", 1_805_005_800.0)])
+def test_a_clock_time_that_is_left_out_that_night_is_judged_by_when_it_really_comes(zone: str, spring: float) -> None:
+    """Clocks go from 2:00 to 3:00: what is meant for 2:30 comes at 1:30, in the quiet hours that end at 2:00."""
+    quiet = 'quiet_from = "22:00"\nquiet_until = "02:00"\n'
+    program = Program.parse(TOML.replace('clock = "18:00"', 'clock = "02:30"') + GUARDRAILS + quiet, source="")
+    rows = cohort(program, [customer(program, time_zone=zone)], at=[spring - 4 * 3600.0])
+    deliver_at, locally = deliveries(program, rows)
+    assert float(locally[0, -1]) % DAY == 1.5 * 3600.0
+    assert float(locally[0, -1] - deliver_at[0, -1]) == utc_offset(zone, float(deliver_at[0, -1]))
+    found = allowed(program, rows, shared=Shared.unlimited(program)).blocks(program.space)
+    assert found[0]["timing=evening"] == "quiet_hours"

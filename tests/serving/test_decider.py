@@ -240,6 +240,21 @@ async def test_a_row_that_breaks_the_scoring_fails_alone(memory: Memory) -> None
     assert read(broken)[0]["degraded"] is True
 
 
+async def test_a_row_that_cannot_be_read_fails_alone(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    understood = memory.read
+
+    async def reading(program: Program, wanted: Sequence[Wanted]) -> list[Found]:
+        if any(w.customer_id == "garbled" for w in wanted):
+            raise ValueError("this is no record")
+        return await understood(program, wanted)
+
+    monkeypatch.setattr(memory, "read", reading)
+    async with deciding(memory) as decider:
+        answers = await asyncio.gather(*(decider.submit([wish(name)]) for name in ("ada", "garbled", "bob")))
+        assert decider.breaker.healthy
+    assert [read(a)[0]["degraded"] for a in answers] == [False, True, False]
+
+
 @pytest.mark.parametrize("failure", [StoreError("gone"), RuntimeError("a bug")])
 async def test_a_failure_is_answered_with_hold_and_forgotten(memory: Memory, failure: Exception) -> None:
     async with deciding(memory) as decider:

@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import numpy as np
 import pytest
 
+from optimizer.customer import Sent, new_customer
 from optimizer.policy import Rounds
+from optimizer.program import Program
 from policies.fixed import Hold
 from policies.thompson import Thompson
 from serving import embedded, programs, publishing
+from serving import hand_off as handing
 from serving.publishing import Slot
 from serving.settings import Settings
 from serving.store import Store
 from tests.serving.running import Client, Running, running, until, write_program
-from tests.small_program import small
+from tests.small_program import NOON, OPEN, TOML, small
 
 SLOT = Slot("small", "champion")
 
@@ -317,3 +321,23 @@ async def test_what_was_shown_or_never_a_nudge_is_not_handed_off(client: Client)
     assert (await hand_off(client, held))["reason"] == "hold"
     unknown = await client.ask("POST", "/v1/decisions/x/hand-off", {"program": "small", "customer_id": "ada"})
     assert (unknown.status, unknown.json["type"]) == (404, "urn:nudge:problem:unknown-decision")
+
+
+def test_what_expired_is_given_back_only_where_the_program_reports_what_is_shown() -> None:
+    kept = b'{"action":{"incentive":"badge","tone":"warm","timing":"now"}}\n{"arm":"champion"}'
+    until = NOON + 60.0
+    sent = Sent(decision_id="d", incentive="badge", deliver_at=NOON, day=0, cost=0, period=0, expires_at=until)
+    for extra, given_back in (("", False), ("reports_shown = true\n", True)):
+        program = Program.parse(TOML + OPEN + extra, source="")
+        person = msgspec.structs.replace(new_customer(program, "ada", at=NOON), sent=(sent,))
+        checked = handing.check(program, person, kept=kept, decision_id="d", paused=frozenset(), at=until + 1.0)
+        assert (checked.deliver, checked.reason, checked.releases) == (False, "expired", given_back)
+
+
+async def test_what_is_paused_can_be_resumed_once_an_edit_has_removed_it(client: Client, settings: Settings) -> None:
+    assert settings.redis_url
+    async with await Store.open(settings.redis_url) as store:
+        await store.pause("small", "incentive=gone")
+    reply = await client.ask("POST", "/v1/programs/small/resume", {"level": "incentive=gone"})
+    assert (reply.status, reply.json["paused"]) == (200, [])
+    assert (await client.ask("POST", "/v1/programs/small/resume", {"level": "incentive=gone"})).status == 422
