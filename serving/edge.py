@@ -102,7 +102,7 @@ class Edge:
         route = scope.get("route")
         call = getattr(route, "name", "none")
         self._answered(call, str(status)).inc()
-        level = logging.ERROR if status >= 500 and status != 503 else logging.DEBUG
+        level = logging.DEBUG if status < 500 else logging.WARNING if status == 503 else logging.ERROR
         if log.isEnabledFor(level):
             log.log(level, "answered", extra={"request_id": scope["request_id"], "call": call, "status": status})
 

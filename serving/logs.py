@@ -47,5 +47,6 @@ def configuration(level: str) -> dict[str, Any]:
         "loggers": {
             "nudge": {"handlers": ["lines"], "level": level.upper(), "propagate": False},
             "uvicorn": {"handlers": ["lines"], "level": "WARNING", "propagate": False},
+            "opentelemetry": {"handlers": ["lines"], "level": "WARNING", "propagate": False},
         },
     }

@@ -158,26 +158,27 @@ class New(NamedTuple):
 def after(program: Program, place: Place, new: New) -> Effect:
     """Return what a new outcome leads to; ValueError if the program does not know its event.
 
-    A correction moves the customer as if it had been right from the start (`optimizer.hearing`). A `not_shown` that is
-    taken back reserves the nudge again; a `shown` that is taken back changes nothing, for it may have been seen.
+    A correction moves the customer as if it had been right from the start (`optimizer.hearing`), and so does one that
+    says whether the nudge was shown. A `not_shown` that is taken back reserves the nudge again; a `shown` that is taken
+    back changes nothing, for it may have been seen.
     """
     outcome = new.outcome
     heard = hear(program, place.customer, place.ledger, outcome=outcome, first=new.first)
     place = place._replace(customer=heard.customer, ledger=heard.ledger)
     if outcome.decision_id is None:
         return Effect(place)
-    if outcome.revoked or not new.first:
-        back = outcome.revoked and not new.first and outcome.event == "not_shown"
+    if outcome.revoked:
+        back = not new.first and outcome.event == "not_shown"
         return _shown(program, place, outcome.decision_id) if back else Effect(place)
     if outcome.event == "not_shown":
-        return released(program, place, outcome.decision_id)
+        return released(program, place, outcome.decision_id, settled=not new.first)
     return _shown(program, place, outcome.decision_id)
 
 
-def released(program: Program, place: Place, decision_id: str) -> Effect:
-    """Return the place once a nudge is released; unchanged if it is settled or unknown."""
+def released(program: Program, place: Place, decision_id: str, *, settled: bool = False) -> Effect:
+    """Return the place once a nudge is released; unchanged if it is unknown, or settled unless that is taken back."""
     sent = _find(place.customer.sent, decision_id)
-    if sent is None or sent.settled:
+    if sent is None or (sent.settled and not settled):
         return Effect(place)
     remembered = tuple(s for s in place.released if s.deliver_at >= sent.deliver_at - MEMORY)
     customer = release(program, place.customer, decision_id)

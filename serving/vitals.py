@@ -92,6 +92,9 @@ class Vitals:
             used = await _used(store, "budget", program.name, number)
             now.say("nudge_budget_amount", budget.amount, program=program.name)
             now.say("nudge_budget_left", budget.amount - used / MINOR_UNITS, program=program.name)
+        else:  # an edit may have removed it
+            now.forget("nudge_budget_amount", program=program.name)
+            now.forget("nudge_budget_left", program=program.name)
         for incentive, stock in reservations.stocked(program).items():
             left = stock - await _used(store, "stock", program.name, incentive)
             now.say("nudge_stock_left", left, program=program.name, incentive=incentive)

@@ -183,6 +183,27 @@ async def test_a_nudge_that_was_shown_is_not_given_back(store: Store) -> None:
         assert [s.settled for s in after.customer.sent] == [True]
 
 
+async def test_a_correction_of_whether_a_nudge_was_shown_moves_what_is_reserved(store: Store) -> None:
+    (ada,) = together(store, 1)
+    said = (
+        [("not_shown", False), ("shown", False)],  # and what is reserved in the end
+        [("shown", False), ("not_shown", False)],
+        [("not_shown", False), ("not_shown", True), ("not_shown", False)],
+        [("not_shown", False), ("not_shown", True)],
+    )
+    for revisions, kept in zip(said, (1, 0, 0, 1), strict=True):
+        await store.command("FLUSHALL")
+        await active(store, ada, program=REPORTING)
+        before = (await left(store, REPORTING, name=ada)).shared
+        await decide(store, ada, program=REPORTING, action="gift/warm/now")
+        for revision, (event, revoked) in enumerate(revisions):
+            told = outcome(ada, "o", event, program=REPORTING, decision_id="d", revision=revision, revoked=revoked)
+            assert await store.report(REPORTING, [told]) == ["accepted"]
+        after = await left(store, REPORTING, name=ada)
+        assert (before.budget - after.shared.budget, len(after.customer.sent)) == (500 * kept, kept), revisions
+        assert before.stock[2] - after.shared.stock[2] == kept
+
+
 async def test_what_expires_stays_reserved_unless_the_program_reports_what_is_shown(store: Store) -> None:
     one, other = together(store, 2)
     for program, name, released in ((BUDGETED, one, 0), (REPORTING, other, 1)):
