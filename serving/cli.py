@@ -83,7 +83,11 @@ def archive(watch: bool, as_json: bool) -> None:
     """Move the event log from the store to Parquet, exactly once."""
     from serving import loop, output
 
-    output.show(loop.archive(watch=watch), as_json=as_json)
+    moved = loop.archive(watch=watch)
+    output.show(moved, as_json=as_json)
+    if moved.waiting:
+        left = "are left to another archiver, which holds the log; if it has ended, run this again in a minute"
+        click.echo(f"nudge: {moved.waiting} events {left}", err=True)
 
 
 @main.command()

@@ -24,7 +24,7 @@ from optimizer.policy import Policy, Rounds
 from optimizer.program import Program
 from policies import load as load_policy
 from policies.fixed import Uniform
-from serving import erasing, logs, programs, publishing, settings, vitals, webhooks
+from serving import erasing, logs, programs, publishing, settings, stream, vitals, webhooks
 from serving.processes import store_url
 from serving.publishing import Slot
 from serving.store import Published, Store, StoreError
@@ -66,6 +66,8 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: int
     files: int
     archive: str
+    waiting: int = 0
+    """Events that are left to another archiver, which holds the log."""
 
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,7 +187,9 @@ async def _archive(url: str, folder: Path, *, watch: bool) -> Archived:
                 done = done + await erasing.archive(store, folder, every=erasing.SOON)
             except StoreError as error:  # it may come back, and then there is the more to do
                 _LOG.warning("the store failed, trying again", extra={"error": type(error).__name__})
-    return Archived(decisions=done.decisions, outcomes=done.outcomes, files=done.files, archive=str(folder))
+        waiting = 0 if done.decisions or done.outcomes else await stream.backlog(store)
+    moved = {"decisions": done.decisions, "outcomes": done.outcomes, "files": done.files}
+    return Archived(**moved, archive=str(folder), waiting=waiting)
 
 
 def erase(customers: Sequence[str]) -> erasing.Forgotten:

@@ -28,7 +28,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
 
-from optimizer import erasure
+from optimizer import erasure, journey
 from optimizer.actions import FACTORS
 from optimizer.customer import UNSAID, Trigger
 from optimizer.events import Decision, Outcome, Salt, Scalar
@@ -466,7 +466,7 @@ class Store:
             became |= dict.fromkeys(late, Heard("erased_customer"))
             told = {i: o for i, o in case.items() if i not in late}
             news = reads.news(told, revisions)
-            became |= dict.fromkeys(told.keys() - news, Heard("duplicate"))
+            became |= {i: Heard("duplicate", _asked_still(program, before, told[i])) for i in told.keys() - news}
             if news:
                 writes.append((before, news))
 
@@ -800,6 +800,14 @@ def _in_order(parts: Sequence[tuple[int, Sequence[int]]], found: Iterable[Iterab
         return [one for some in found for one in some]
     by_row = {i: one for (_, rows), some in zip(parts, found, strict=True) for i, one in zip(rows, some, strict=True)}
     return [by_row[i] for i in range(len(by_row))]
+
+
+def _asked_still(program: Program, before: Before, outcome: Outcome) -> Trigger | None:
+    """Return what an outcome that is known still asks for: the answer that said so may never have arrived."""
+    customer = before.place.customer
+    if customer.trigger is None or (customer.trigger.event, customer.trigger.at) != (outcome.event, outcome.at):
+        return None
+    return journey.requested(program, replace(customer, trigger=None), customer, now=outcome.received_at)
 
 
 def _committed(verdict: bytes | int, answer: bytes) -> Committed:

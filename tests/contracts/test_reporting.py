@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from optimizer import erasure
 from optimizer.program import DAY, Program
+from optimizer.programs import read
 from serving import stream
 from serving.records import Erased
 from serving.store import FullError, Overrun, Profile, Published, Store, StoreError, Wanted, Word
@@ -334,6 +336,24 @@ async def test_whoever_is_erased_and_comes_back_is_nobody_that_was_read_before(s
     await store.erase("ada", at=NOON)
     await store.put("ada", consent=False)
     assert [c.status for c in await store.commit(PROGRAM, rows)] == ["stale"]
+
+
+async def test_an_outcome_that_is_said_again_asks_again_until_it_has_its_answer(store: Store) -> None:
+    fitness = Program.parse(read("fitness-coaching"), source="")
+    await store.put("ada", consent=True)
+    done = outcome("ada", "o", "workout_done", program=fitness)
+    (first,) = await store.hear(fitness, [done])
+    assert first.asks is not None
+    (again,) = await store.hear(fitness, [done])
+    assert (again.became, again.asks) == ("duplicate", first.asks)
+    late = msgspec.structs.replace(done, received_at=done.at + DAY)
+    assert [h.asks for h in await store.hear(fitness, [late])] == [None], "too late for that"
+    for number in range(50):
+        rows = await propose(store, "ada", program=fitness, decision_id=f"d{number}", at=NOON + number * 7 * DAY)
+        await store.commit(fitness, rows)
+        if rows[0].decision.action:
+            break
+    assert [h.asks for h in await store.hear(fitness, [done])] == [None]
 
 
 async def test_many_outcomes_of_one_customer_at_once_are_all_kept(store: Store) -> None:
