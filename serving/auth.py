@@ -28,6 +28,7 @@ SCOPES: tuple[Scope, ...] = ("decide", "report", "admin", "simulate")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TOKEN = re.compile(r"nudge_([0-9a-f]{12})_[0-9a-f]{64}")
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_LONGEST_OVERLAP = 366 * 86_400.0
 _LOOK_AGAIN = 0.25
 """Seconds after which the file is looked at again: a revoked key is useless by then."""
 
@@ -92,6 +93,8 @@ def rotate(file: Path, name: str, *, overlap: float = 0.0, now: float | None = N
         overlap: seconds for which the old one goes on, while clients change over; 0 ends it at once.
         now: seconds since the epoch; by the clock where omitted.
     """
+    if overlap > _LONGEST_OVERLAP:
+        raise ValueError("an overlap is at most 366 days: a key that goes on for ever is better left alone")
     until = (time.time() if now is None else now) + overlap
     with _changing(file) as keys:
         old = _named(keys, name, file=file)

@@ -356,8 +356,19 @@ class Decider:
 
     async def _attempt(self, store: Keeper, left: dict[int, _Entry]) -> None:
         laps, spans = Laps(), [e.lane.span for e in left.values()]
-        found = await self._read(store, left)
-        laps.mark("read")
+        try:
+            await self._step(store, left, laps=laps)
+        finally:  # what took too long took its time, too
+            for stage, seconds in laps.seconds.items():
+                self._observe(stage, seconds)
+            self._tracer.batch(self.program.name, laps, spans)
+
+    async def _step(self, store: Keeper, left: dict[int, _Entry], *, laps: Laps) -> None:
+        """Read, score and commit once."""
+        try:
+            found = await self._read(store, left)
+        finally:
+            laps.mark("read")
         fresh: list[tuple[_Entry, Found]] = []
         for entry, before in found:
             if before.answer is None:
@@ -365,11 +376,10 @@ class Decider:
             else:
                 self._answer(left.pop(id(entry)), before.answer)
         scored = self._score(store.salt, fresh, left, laps=laps)
-        became = await store.commit(self.program, [row.commitment for row in scored]) if scored else []
-        laps.mark("commit")
-        for stage, seconds in laps.seconds.items():
-            self._observe(stage, seconds)
-        self._tracer.batch(self.program.name, laps, spans)
+        try:
+            became = await store.commit(self.program, [row.commitment for row in scored]) if scored else []
+        finally:
+            laps.mark("commit")
         kept = []
         for row, result in zip(scored, became, strict=True):
             if result.status != "stale":

@@ -266,3 +266,10 @@ def test_a_public_address_without_keys_is_refused(file: Path, host: str) -> None
     auth.revoke(file, "app")
     with pytest.raises(ValueError, match="refuses to listen"):
         auth.refuse_public(host, file)
+
+
+def test_an_overlap_has_an_end(tmp_path: Path) -> None:
+    auth.create(tmp_path / "keys.json", "app", scopes=["decide"])
+    with pytest.raises(ValueError, match="at most 366 days"):
+        auth.rotate(tmp_path / "keys.json", "app", overlap=400 * 86_400.0)
+    assert len(auth.read(tmp_path / "keys.json") or ()) == 1

@@ -15,9 +15,11 @@ from serving import embedded, pressure, records, stream
 from serving.archive import archive
 from serving.embedded import Server
 from serving.expiry import expire
+from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.store import RefusedError, Store
-from tests.contracts.steps import PROGRAM, active, decide, log, propose
+from serving.vitals import Vitals
+from tests.contracts.steps import PROGRAM, active, decide, log, outcome, propose
 from tests.e2e.running import environment, nudge
 from tests.serving.running import Client, running, until, write_program
 from tests.small_program import NOON
@@ -95,13 +97,15 @@ async def test_only_who_has_not_been_seen_for_long_leaves_the_store(store: Store
 
 async def test_whoever_said_no_stays_known_for_that_and_for_nothing_else(store: Store) -> None:
     for name, consent in (("ada", False), ("bob", True)):
-        await store.put(name, consent=consent)
+        await store.put(name, consent=consent, time_zone="Asia/Tokyo", attributes={"plan": "gold"})
         await decide(store, name, action="hold")
     await long_ago(store, "ada", "bob")
     assert await expire(store, after=400 * DAY) == 2
     found = await store.get(PROGRAM, "ada", at=NOON)
     assert found is not None
     assert (found.customer.consent, found.customer.enrolled_at) == (False, NOON)
+    assert (found.customer.attributes, found.customer.time_zone) == ({}, "")
+    assert await store.command("KEYS", "*history*") == []
     fields = await store.command("HKEYS", records.customer_key(store.shard("ada"), "ada"))
     assert sorted(fields) == [b"profile", b"rev"]
     assert await store.get(PROGRAM, "bob", at=NOON) is None
@@ -169,6 +173,9 @@ async def test_a_store_that_is_full_before_anybody_looked_says_when_to_come_back
                     assert (await client.decide("bob"))["degraded"] is True
                     assert await _until_refused(client) == set()
                     assert await _refused_by_server(store) > 0
+                    ready = await client.ask("GET", "/readyz")
+                    assert (ready.status, ready.json["parts"]["memory"]["ok"]) == (503, False)
+                    assert "nudge archive" in ready.json["parts"]["memory"]["detail"]
                     assert await stream.backlog(store) == 1
                     await store.command("CONFIG", "SET", "maxmemory", int(most))
                     assert (await client.decide("bob"))["degraded"] is True, "nobody has looked again"
@@ -209,6 +216,16 @@ async def test_the_embedded_server_does_not_rewrite_its_log_every_few_seconds(se
         (_, least) = await store.command("CONFIG", "GET", "auto-aof-rewrite-min-size")
     assert "aof_rewrites:0" in info
     assert int(least) >= 100_000 * 5_000, "as much as 100,000 decisions write"
+
+
+async def test_a_share_of_outcomes_that_join_none_is_known(store: Store, tmp_path: Path) -> None:
+    metrics = Metrics()
+    looking = Vitals(metrics, home=tmp_path, clock=lambda: NOON)
+    looking.sample(PROGRAM, [outcome("nobody", "o")])
+    await looking.look(store, [PROGRAM])
+    text = metrics.text().decode()
+    assert 'nudge_outcome_joins_total{joined="no",program="small"} 1.0' in text
+    assert 'nudge_outcome_joins_total{joined="yes",program="small"} 0.0' in text
 
 
 # Starting.
