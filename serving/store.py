@@ -69,6 +69,9 @@ ATTEMPTS = 16
 """How often a change is tried again whose customer others change meanwhile."""
 
 
+_TOO_OLD = frozenset(map(str, range(7)))
+"""Major versions of Redis whose scripts cannot say that they make room."""
+
 COMMITTED = 1
 """The verdict of the scripts on a row that they wrote; 0 is stale, bytes are the answer given before."""
 
@@ -774,6 +777,8 @@ def _named(info: str) -> dict[str, str]:
 def _losses(info: Mapping[str, str]) -> list[str]:
     """Return the reasons for which a server would lose what was acknowledged."""
     problems = []
+    if (version := info.get("redis_version", "7")).partition(".")[0] in _TOO_OLD:
+        problems.append(f"it is Redis {version}, which refuses to archive once it is full; use 7 or newer, or Valkey")
     if info.get("aof_enabled") != "1":
         problems.append("the append-only file is off; type CONFIG SET appendonly yes and CONFIG SET appendfsync always")
     if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":

@@ -341,3 +341,12 @@ async def test_what_is_paused_can_be_resumed_once_an_edit_has_removed_it(client:
     reply = await client.ask("POST", "/v1/programs/small/resume", {"level": "incentive=gone"})
     assert (reply.status, reply.json["paused"]) == (200, [])
     assert (await client.ask("POST", "/v1/programs/small/resume", {"level": "incentive=gone"})).status == 422
+
+
+def test_a_file_that_cannot_be_read_does_not_hide_the_edit_of_another(tmp_path: Path) -> None:
+    write_program(tmp_path, "mine")
+    (tmp_path / "programs" / "zz.toml").mkdir()
+    watch = programs.Watch(tmp_path / "programs")
+    assert [source.program.name for source in watch.look()] == ["mine"]
+    (fault,) = watch.faults
+    assert "cannot be read: Is a directory" in str(fault)

@@ -338,3 +338,12 @@ async def test_no_password_is_shown_of_what_is_no_address() -> None:
     with pytest.raises(StoreError) as refused:
         await Store.open("http://me:secret@[::1?password=secret")
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("version", "fit"), [("6.2.14", False), ("7.0.15", True), ("7.2.4", True), ("8.1.0", True)])
+def test_a_server_that_is_too_old_is_named(version: str, fit: bool) -> None:  # noqa: FBT001
+    from serving.store import _losses
+
+    info = {"aof_enabled": "1", "redis_version": version}
+    assert (_losses(info) == []) is fit
+    assert fit or "use 7 or newer" in _losses(info)[0]
