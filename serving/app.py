@@ -233,9 +233,8 @@ async def customer(customer_id: CustomerId, program: OfProgram, key: Looks, serv
     if found is None:
         raise ProblemError(404, "unknown-customer", "nobody has asked or put anything about this customer")
     recent = await service.kept(service.store.history(program, customer_id, limit=1))
-    person = found.customer
-    if key.programs:
-        own = {a.name for a in service.attributes(key)}
+    person, own = found.customer, service.own(key)
+    if own is not None:
         person = replace(person, attributes={n: v for n, v in person.attributes.items() if n in own})
     return _json(render.customer_state(declared, person, at=now, latest=recent[0] if recent else None))
 
@@ -251,7 +250,7 @@ async def change(customer_id: CustomerId, body: schemas.CustomerChange, key: Cha
     except InvalidError as error:
         raise problems.field(error.field, str(error)) from None
     given = {name: getattr(body, name) for name in ("consent", "time_zone", "attributes")}
-    own = None if not key.programs else frozenset(a.name for a in service.attributes(key))
+    own = service.own(key)
     profile = await service.kept(service.store.put(customer_id, **given, among=own))
     known = schemas.Profile(customer_id=customer_id, **{n: getattr(profile, n) for n in given})
     if own is not None:

@@ -39,18 +39,17 @@ async def _let_go(store: Store, shard: int, keys: Sequence[str]) -> None:
     """
     fields = await store.commands([("HKEYS", key) for key in keys])
     names = [key.removeprefix(records.customer_key(shard, "")) for key in keys]
-    watched = [
-        ("ZREM", records.watch_key(shard, program), name)
+    dropped: list[tuple[str, ...]] = [
+        words
         for name, known in zip(names, fields, strict=True)
         for program in records.programs_of(known)
+        for words in (
+            ("ZREM", records.watch_key(shard, program), name),
+            ("DEL", records.history_key(shard, program, name)),
+        )
     ]
-    histories = [
-        ("DEL", records.history_key(shard, program, name))
-        for name, known in zip(names, fields, strict=True)
-        for program in records.programs_of(known)
-    ]
-    if watched:
-        await store.commands([*watched, *histories])
+    if dropped:
+        await store.commands(dropped)
 
 
 async def _idle(store: Store, shard: int, *, before: float) -> AsyncIterator[list[bytes]]:

@@ -335,6 +335,10 @@ class Service:
         """Return every attribute that a program of this key declares."""
         return [a for name, d in self.deciders.items() if key.may_see(name) for a in d.program.attributes]
 
+    def own(self, key: Key) -> frozenset[str] | None:
+        """Return the attributes that a key for some programs sees and replaces; None for all of them."""
+        return frozenset(a.name for a in self.attributes(key)) if key.programs else None
+
     def _clock(self, key: Key) -> Clock:
         simulated = self._store is None or self._store.simulated  # without a store nothing is decided anyway
         return Clock(self.clock(), free="simulate" in key.scopes and simulated)
