@@ -14,7 +14,6 @@ from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -294,7 +293,7 @@ class Gate:
         name = _host(host)
         # The name is checked too: a web page elsewhere can point its own name at this machine; and where a page that
         # sends something comes from, which its browser says.
-        origins = [urlsplit(v.decode("latin-1")).netloc for k, v in connection["headers"] if k == b"origin"]
+        origins = [v.decode("latin-1").partition("://")[2] for k, v in connection["headers"] if k == b"origin"]
         names = [name, *(_host(origin) for origin in origins)]
         if client is None or not is_loopback(client[0]) or not _LOOPBACK_HOSTS.issuperset(names):
             raise unauthorized(

@@ -62,8 +62,9 @@ def serve(*, host: str, port: int, workers: int, simulated: bool, follow: bool) 
     for warning in settings.unread(os.environ):
         print(f"nudge: {warning}", file=sys.stderr)  # noqa: T201
     auth.refuse_public(host, given.keys_file)
-    programs.load(given.programs)  # what each worker would stumble over, again and again
-    publishing.secret(given.secret_file, given=given.secret)
+    if workers > 1:  # what one stumbles over ends it; several would be started again and again
+        programs.load(given.programs)
+        publishing.secret(given.secret_file, given=given.secret)
     with store_url(given) as url, adding_up(given.home / "run", workers=workers):
         os.environ["REDIS_URL"] = url  # what the app, and each of its workers, reads
         if simulated:

@@ -80,6 +80,10 @@ def parse(file: Path) -> Source:
     return Source(Program.parse(text, source=str(file)), text)
 
 
+_UNREAD = (0, 0, 0)
+"""The stamp of no file: what could not be read is tried again at each look."""
+
+
 class Watch:
     """Notices programs of a folder that were edited. A faulty edit changes nothing and is told until it is mended.
 
@@ -103,9 +107,10 @@ class Watch:
         changed = []
         files = {f: _stamp(f) for f in sorted(self._folder.glob("*.toml"))}
         for gone in self._stamps.keys() - files.keys():
-            name = self._owners.pop(gone, gone.stem)
-            mend = f"restore it; {name!r} is served as it was until the service is started again"
-            self._faults[gone] = [Fault(str(gone), "file", "was removed", mend)]
+            self._faults.pop(gone, None)
+            if name := self._owners.pop(gone, None):  # otherwise nothing of it was ever served
+                mend = f"restore it; {name!r} is served as it was until the service is started again"
+                self._faults[gone] = [Fault(str(gone), "file", "was removed", mend)]
             del self._stamps[gone]
         for file, stamp in files.items():
             if stamp is not None and stamp != self._stamps.get(file):
@@ -138,6 +143,7 @@ class Watch:
         except FileNotFoundError:
             return []
         except OSError as error:
+            self._stamps[file] = _UNREAD
             self._faults[file] = [
                 Fault(str(file), "file", f"cannot be read: {error.strerror}", "make it a readable file")
             ]

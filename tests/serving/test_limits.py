@@ -103,7 +103,9 @@ async def test_bodies_of_every_call_are_limited_and_said_to_be_json(client: Clie
     assert (await client.ask("POST", "/v1/decide/", data=b"{}", headers=headers)).status == 404
 
 
-@pytest.mark.parametrize("origin", [b"http://evil.example", b"null", b"http://127.0.0.1.evil.example:8000"])
+@pytest.mark.parametrize(
+    "origin", [b"http://evil.example", b"null", b"http://[", b"http://127.0.0.1.evil.example:8000"]
+)
 def test_without_keys_a_page_elsewhere_may_not_send_anything(tmp_path: Path, origin: bytes) -> None:
     gate = Gate(tmp_path / "none.json", rate=1.0)
     asked: dict[str, Any] = {"client": ("127.0.0.1", 1), "headers": [(b"host", b"127.0.0.1:8000")]}

@@ -350,3 +350,13 @@ def test_a_file_that_cannot_be_read_does_not_hide_the_edit_of_another(tmp_path: 
     assert [source.program.name for source in watch.look()] == ["mine"]
     (fault,) = watch.faults
     assert "cannot be read: Is a directory" in str(fault)
+    (tmp_path / "programs" / "zz.toml").rmdir()
+    assert (watch.look(), watch.faults) == ([], [])
+    (tmp_path / "programs" / "zz.toml").mkdir()
+    assert watch.look() == []
+    (tmp_path / "programs" / "zz.toml").rmdir()
+    write_program(tmp_path, "zz")
+    assert ([source.program.name for source in watch.look()], watch.faults) == (["zz"], [])
+    (tmp_path / "programs" / "zz.toml").unlink()
+    assert watch.look() == []
+    assert "'zz' is served as it was" in str(watch.faults[0])
