@@ -360,3 +360,18 @@ def test_a_file_that_cannot_be_read_does_not_hide_the_edit_of_another(tmp_path: 
     (tmp_path / "programs" / "zz.toml").unlink()
     assert watch.look() == []
     assert "'zz' is served as it was" in str(watch.faults[0])
+
+
+def test_a_file_that_becomes_readable_is_taken_up_though_it_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_program(tmp_path, "mine")
+    watch = programs.Watch(tmp_path / "programs")
+
+    def forbidden(_: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "_text", forbidden)
+        assert (watch.look(), len(watch.faults)) == ([], 1)
+    assert ([source.program.name for source in watch.look()], watch.faults) == (["mine"], [])
